@@ -1,0 +1,187 @@
+"""Run one stage into a folder of its own: temporary sibling, rename, manifest last."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from weightsteer.errors import StageError
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("weightsteer", "torch", "transformers", "peft", "trl", "safetensors", "datasets", "numpy")
+
+
+def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> bool:
+    """Have `work(temporary)` fill `folder`; return False when a finished stage with equal inputs is already there.
+
+    `inputs` is everything that determines the result, as JSON-able values. The folder appears under its name only when
+    it is whole, its manifest written last; a folder made from other inputs is a StageError that names the difference.
+    """
+    inputs = to_json(inputs)
+    if is_finished(folder, inputs):
+        return False
+    if folder.exists():
+        shutil.rmtree(folder)  # no manifest: a run that died between writing and renaming left it
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    started, start = datetime.now(UTC), time.monotonic()
+    try:
+        work(temporary)
+        write_manifest(temporary, inputs, started, time.monotonic() - start)
+        temporary.rename(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StageError(
+            f"{folder}: could not be written ({error.strerror or error}). Expected a writable disk with room left. "
+            "Free some space or choose another --out; what is finished is kept, so the same command goes on from here"
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return True
+
+
+def is_finished(folder: Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds this very stage, finished; a StageError when it was made from other inputs."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    differences = _differences(manifest["inputs"], to_json(inputs))
+    if differences:
+        raise StageError(
+            "\n  ".join([f"{folder}: holds a finished stage with other inputs", *differences])
+            + "\nExpected the same inputs. Choose another --out, or delete this folder to make it anew"
+        )
+    return True
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage; None when there is none. A damaged one is a StageError."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(manifest["inputs"], dict) and isinstance(manifest["files"], dict):
+            return manifest
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise StageError(f"{folder / MANIFEST}: not a manifest that weightsteer wrote. Delete the folder to make it anew")
+
+
+def write_manifest(folder: Path, inputs: Mapping[str, Any], started: datetime, seconds: float) -> None:
+    """Describe every file below `folder` and what it was made from, as the last file written."""
+    files = {
+        str(path.relative_to(folder)): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "inputs": inputs,
+        "inputs_digest": digest(inputs),
+        "files": files,
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+    }
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for one run; a second run gets a StageError at once."""
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise StageError(
+            f"{folder}: another run is writing here. Expected one run a folder. Wait for it, or choose another --out"
+        ) from None
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise StageError(f"{folder}: cannot be written ({error.strerror}). Choose another --out") from error
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    canonical = json.dumps(to_json(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file that is on the disk, whole, when this returns."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def to_json(value: Any) -> Any:
+    """`value` as plain JSON types, dataclasses and tuples included."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that can affect a number."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@cache
+def git_revision() -> str | None:
+    """Commit of the checkout this package runs from, `+` when it has uncommitted changes; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _differences(stored: Any, wanted: Any, key: str = "") -> list[str]:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        keys = sorted({*stored, *wanted})
+        return [d for k in keys for d in _differences(stored.get(k), wanted.get(k), f"{key}.{k}" if key else k)]
+    return [] if stored == wanted else [f"{key}: {_short(stored)} there, {_short(wanted)} asked for"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
