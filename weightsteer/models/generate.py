@@ -1,0 +1,217 @@
+"""Batched generation, and option scoring in one pass with the shared prompt computed once."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from weightsteer import progress
+from weightsteer.models.language_model import LanguageModel, Message
+
+# Tokens of one forward pass, padding included: large enough to fill two cores or a GPU, small in memory.
+BATCH_TOKENS_CPU = 2048
+BATCH_TOKENS_CUDA = 32768
+
+_answer_columns: ContextVar[int] = ContextVar("answer_columns", default=1)
+
+
+def answer_columns() -> int:
+    """How many trailing columns of the running forward pass predict answer tokens.
+
+    1 while generating with a cache: the last prompt token, then each new token. While options are scored it is the
+    last prompt token and all option tokens. What steers only the answer asks here.
+    """
+    return _answer_columns.get()
+
+
+@torch.inference_mode()
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[str | Sequence[Message]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    label: str = "",
+) -> list[str]:
+    """Answers of the model, in order of `prompts`; greedy at temperature 0, else sampled with `seed`."""
+    from transformers import set_seed
+
+    ids = [lm.tokens(lm.chat(prompt)) for prompt in prompts]
+    answers = [""] * len(ids)
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        set_seed(seed)
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    lengths = [len(row) + max_new_tokens for row in ids]
+    with progress.task(label or "generating", len(ids)) as advance:
+        for batch in _batches(lengths, _batch_tokens(lm) // 2):
+            width = max(len(ids[i]) for i in batch)
+            pad = lm.tokenizer.pad_token_id
+            rows = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=lm.device)
+            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=lm.device)
+            output = lm.network.generate(
+                input_ids=rows, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **sampling
+            )
+            for i, row in zip(batch, output, strict=True):
+                answers[i] = lm.tokenizer.decode(row[width:], skip_special_tokens=True).strip()
+            advance(len(batch))
+    return answers
+
+
+def score_options(
+    lm: LanguageModel,
+    prompts: Sequence[str | Sequence[Message]],
+    options: Sequence[Sequence[str]],
+    *,
+    label: str = "",
+) -> list[list[tuple[float, int]]]:
+    """For every option of every prompt: its log-probability in nats as the start of the answer, and its token count.
+
+    Probabilities of all tokens of an option are multiplied; divide by the count for the mean per token.
+    """
+    rows = []
+    for prompt, choices in zip(prompts, options, strict=True):
+        text = lm.chat(prompt)
+        rows.append(_split(lm.tokens(text), [lm.tokens(text + option) for option in choices]))
+    return _score(lm, rows, label)
+
+
+def score_texts(lm: LanguageModel, texts: Sequence[str], *, label: str = "") -> list[tuple[float, int]]:
+    """Log-probability in nats of each plain text after its first token, and how many tokens that is."""
+    start = lm.tokenizer.bos_token_id
+    rows = []
+    for text in texts:
+        ids = lm.tokens(text)
+        rows.append(([start], [ids]) if start is not None else (ids[:1], [ids[1:]]))
+    return [scores[0] for scores in _score(lm, rows, label)]
+
+
+def _split(prompt: list[int], whole: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """Prompt tokens shared by all of `whole`, and what follows them in each.
+
+    A tokenizer may merge the end of the prompt with the start of an answer; what is merged belongs to the option.
+    """
+    shared = min(len(prompt), *(len(ids) - 1 for ids in whole))
+    while any(ids[:shared] != prompt[:shared] for ids in whole):
+        shared -= 1
+    return prompt[:shared], [ids[shared:] for ids in whole]
+
+
+@torch.inference_mode()
+def _score(lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], label: str) -> list[list[tuple[float, int]]]:
+    scores: list[list[tuple[float, int]]] = [[] for _ in rows]
+    lengths = [len(prompt) + sum(len(option) - 1 for option in options) for prompt, options in rows]
+    with progress.task(label or "scoring", len(rows)) as advance, _float32_logits(lm.network):
+        for batch in _batches(lengths, _batch_tokens(lm)):
+            for i, result in zip(batch, _score_batch(lm, [rows[i] for i in batch]), strict=True):
+                scores[i] = result
+            advance(len(batch))
+    return scores
+
+
+def _score_batch(lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]]) -> list[list[tuple[float, int]]]:
+    """One forward pass: every row is its prompt, right-aligned, then its options side by side, blind to one another.
+
+    The last token of an option is predicted, never fed, so a one-token option costs nothing.
+    """
+    prompt_width = max(len(prompt) for prompt, _ in rows)
+    option_width = max(sum(len(option) - 1 for option in options) for _, options in rows)
+    shape = (len(rows), prompt_width + option_width)
+    ids = torch.full(shape, lm.tokenizer.pad_token_id, dtype=torch.long)
+    positions = torch.zeros(shape, dtype=torch.long)
+    part = torch.full(shape, -1, dtype=torch.long)  # -1 padding, 0 prompt, 1.. option
+    for r, (prompt, options) in enumerate(rows):
+        start = prompt_width - len(prompt)
+        ids[r, start:prompt_width] = torch.tensor(prompt)
+        positions[r, start:prompt_width] = torch.arange(len(prompt))
+        part[r, start:prompt_width] = 0
+        column = prompt_width
+        for number, option in enumerate(options, start=1):
+            end = column + len(option) - 1
+            ids[r, column:end] = torch.tensor(option[:-1], dtype=torch.long)
+            positions[r, column:end] = torch.arange(len(prompt), len(prompt) + len(option) - 1)
+            part[r, column:end] = number
+            column = end
+    with _answer_span(1 + option_width):
+        logits = lm.network(
+            input_ids=ids.to(lm.device),
+            attention_mask=_blind_mask(part, lm.network.dtype).to(lm.device),
+            position_ids=positions.to(lm.device),
+            logits_to_keep=1 + option_width,
+            use_cache=False,
+        ).logits.float()
+    return _read(logits, rows)
+
+
+def _read(
+    logits: Float[Tensor, "rows columns vocabulary"], rows: list[tuple[list[int], list[list[int]]]]
+) -> list[list[tuple[float, int]]]:
+    log_norm = logits.logsumexp(-1)
+    scores = []
+    for r, (_, options) in enumerate(rows):
+        column, row_scores = 1, []
+        for option in options:
+            # The first token is predicted by the prompt's last column, the others by the option's own.
+            columns = torch.tensor([0, *range(column, column + len(option) - 1)], device=logits.device)
+            tokens = torch.tensor(option, device=logits.device)
+            log_p = logits[r, columns, tokens] - log_norm[r, columns]
+            row_scores.append((log_p.double().sum().item(), len(option)))
+            column += len(option) - 1
+        scores.append(row_scores)
+    return scores
+
+
+def _blind_mask(part: Int[Tensor, "rows columns"], dtype: torch.dtype) -> Float[Tensor, "rows 1 columns columns"]:
+    """Additive attention mask: causal, over the prompt and the token's own option only."""
+    width = part.shape[1]
+    query, key = part[:, :, None], part[:, None, :]
+    allowed: Bool[Tensor, "rows columns columns"] = ((key == 0) | (key == query)) & (key >= 0)
+    allowed &= torch.ones(width, width, dtype=torch.bool).tril()
+    allowed |= torch.eye(width, dtype=torch.bool)  # a padding column sees itself, so that no softmax is empty
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+@contextlib.contextmanager
+def _answer_span(columns: int) -> Iterator[None]:
+    token = _answer_columns.set(columns)
+    try:
+        yield
+    finally:
+        _answer_columns.reset(token)
+
+
+@contextlib.contextmanager
+def _float32_logits(network: Any) -> Iterator[None]:
+    """Compute the output head in float32: half-precision logits are spaced up to 1/8 apart, options differ by less."""
+    head = network.get_output_embeddings()
+    if head is None or type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32:
+        yield
+        return
+    bias = None if head.bias is None else head.bias.float()
+    weight = head.weight.float()
+    head.forward = lambda x: torch.nn.functional.linear(x.float(), weight, bias)
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _batch_tokens(lm: LanguageModel) -> int:
+    return BATCH_TOKENS_CUDA if lm.device.type == "cuda" else BATCH_TOKENS_CPU
+
+
+def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, longest first so that memory trouble shows at once."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
