@@ -1,0 +1,1 @@
+"""Texts: contrast pairs, read, elicited or generated."""

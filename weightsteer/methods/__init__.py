@@ -1,0 +1,5 @@
+"""One file per row of a comparison.
+
+A method file has `Settings` and `fit(recipe, pairs, lm, out) -> vector`; `out` is the run's folder, and the vector has
+`digest` and `applied(lm, k)`.
+"""

@@ -10,11 +10,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from weightsteer import progress
-from weightsteer.models.language_model import LanguageModel, Message
+from weightsteer.models import Message
+from weightsteer.models.language_model import LanguageModel
 
-# Tokens of one forward pass, padding included: large enough to fill two cores or a GPU, small in memory.
+# Tokens of one forward pass, padding included: large enough to fill two cores or a GPU.
 BATCH_TOKENS_CPU = 2048
 BATCH_TOKENS_CUDA = 32768
+# Their logits, float32 over the whole vocabulary, are the largest thing in memory.
+LOGIT_BYTES_CPU = 2**29
+LOGIT_BYTES_CUDA = 2**33
 
 _answer_columns: ContextVar[int] = ContextVar("answer_columns", default=1)
 
@@ -49,7 +53,7 @@ def generate(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
     lengths = [len(row) + max_new_tokens for row in ids]
     with progress.task(label or "generating", len(ids)) as advance:
-        for batch in _batches(lengths, _batch_tokens(lm) // 2):
+        for batch in batches(lengths, batch_tokens(lm) // 2):
             width = max(len(ids[i]) for i in batch)
             pad = lm.tokenizer.pad_token_id
             rows = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=lm.device)
@@ -107,7 +111,7 @@ def _score(lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], lab
     scores: list[list[tuple[float, int]]] = [[] for _ in rows]
     lengths = [len(prompt) + sum(len(option) - 1 for option in options) for prompt, options in rows]
     with progress.task(label or "scoring", len(rows)) as advance, _float32_logits(lm.network):
-        for batch in _batches(lengths, _batch_tokens(lm)):
+        for batch in batches(lengths, batch_tokens(lm)):
             for i, result in zip(batch, _score_batch(lm, [rows[i] for i in batch]), strict=True):
                 scores[i] = result
             advance(len(batch))
@@ -201,11 +205,13 @@ def _float32_logits(network: Any) -> Iterator[None]:
         del head.forward
 
 
-def _batch_tokens(lm: LanguageModel) -> int:
-    return BATCH_TOKENS_CUDA if lm.device.type == "cuda" else BATCH_TOKENS_CPU
+def batch_tokens(lm: LanguageModel) -> int:
+    cuda = lm.device.type == "cuda"
+    tokens, logit_bytes = (BATCH_TOKENS_CUDA, LOGIT_BYTES_CUDA) if cuda else (BATCH_TOKENS_CPU, LOGIT_BYTES_CPU)
+    return min(tokens, logit_bytes // (4 * lm.network.get_input_embeddings().num_embeddings))
 
 
-def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Indices in batches of like length, longest first so that memory trouble shows at once."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from weightsteer.errors import ModelError
+from weightsteer.models import Message
 from weightsteer.models.reference import ModelRef, resolve
 from weightsteer.recipe import ModelPart
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,22 @@ def compute_dtype(name: str) -> torch.dtype:
         return getattr(torch, name)
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.float32
+    has_bfloat16 = torch.cpu.get_capabilities().get("amx_bf16") or torch.cpu.get_capabilities().get("avx512_bf16")
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep the bars of `datasets` off the screen."""
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 @contextlib.contextmanager

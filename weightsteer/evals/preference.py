@@ -1,0 +1,43 @@
+"""Held-out contrast pairs: is the answer that shows the behavior the likelier one? Serves any behavior."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from weightsteer.errors import DataError
+from weightsteer.evals import ItemScore
+from weightsteer.recipe import EvalSettings
+
+VERSION = 1
+KIND = "behavior"
+METRICS = {
+    "log_odds": "log-likelihood per token of the positive less that of the negative answer, nats; higher = more of it",
+    "share": "share of the held-out questions whose positive answer is the likelier one per token",
+}
+
+
+class Settings(EvalSettings):
+    """No settings of its own; `items` may name a pairs file in place of the held-out part."""
+
+
+def read_items(settings: Settings, pairs: Any) -> list[Any]:
+    """The held-out pairs of the run, or all pairs of the file that `items` names."""
+    from weightsteer.data.contrast import read_pairs
+
+    if settings.items is not None:
+        return list(read_pairs(str(settings.items)))
+    held_out = [] if pairs is None else list(pairs.part("held_out").pairs)
+    if not held_out:
+        raise DataError("preference: there are no held-out pairs. Raise pairs.held_out, or name a pairs file as items")
+    return held_out
+
+
+def score(lm: Any, items: Sequence[Any]) -> list[ItemScore]:
+    """Per-token log-odds, so that neither side gains by being short."""
+    from weightsteer.models.generate import score_options
+
+    scored = score_options(lm, [p.prompt for p in items], [(p.positive, p.negative) for p in items], label="preference")
+    results = []
+    for pair, ((positive, n_positive), (negative, n_negative)) in zip(items, scored, strict=True):
+        log_odds = positive / n_positive - negative / n_negative
+        results.append(ItemScore(pair.id, {"log_odds": log_odds, "share": float(log_odds > 0)}))
+    return results

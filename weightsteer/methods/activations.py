@@ -1,0 +1,87 @@
+"""Activation steering on the same pairs (arXiv 2507.21509): mean difference over answer tokens, added at one block."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from weightsteer.recipe import MethodSettings, Recipe
+from weightsteer.stage import run_stage, write_text
+
+
+class Settings(MethodSettings):
+    """Where the vector is read and added."""
+
+    name: str = "activations"
+    block: Annotated[int, pydantic.Field(ge=0)] | None = None
+    """Decoder block, from 0; None sweeps all and takes the one with the largest spread on validation pairs."""
+    mode: Literal["generated", "all"] = "generated"
+    """`generated`: last prompt token and answer; `all`: every token."""
+    stride: Annotated[int, pydantic.Field(gt=0)] = 2
+    """The sweep tries every so many blocks."""
+    validation_pairs: Annotated[int, pydantic.Field(gt=0)] = 16
+    """Validation pairs that the sweep uses at most."""
+
+
+def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> Any:
+    """The activation vector at its block, below `out`/activations."""
+    from weightsteer.activations.vector import ActivationVector
+
+    settings: Settings = recipe.method("activations")
+    folder = out / "activations"
+    inputs = {
+        "model": lm.ref.fingerprint,
+        "dtype": str(lm.network.dtype),
+        "system": lm.system,
+        "pairs": pairs.digest,
+        "settings": settings.model_dump(mode="json", exclude={"k"}),
+    }
+    run_stage(folder, inputs, lambda path: _fit(settings, pairs, lm, path))
+    return ActivationVector.load(folder)
+
+
+def _fit(settings: Settings, pairs: Any, lm: Any, out: Path) -> None:
+    from weightsteer.activations.capture import mean_answer_activations
+    from weightsteer.activations.vector import ActivationVector
+    from weightsteer.data.contrast import encode_example
+
+    train = pairs.part("train")
+    means = [
+        mean_answer_activations(lm, [encode_example(lm, p, a) for p, a in train.side(side)], f"activations: {side}")
+        for side in ("positive", "negative")
+    ]
+    difference = (means[0] - means[1]).float()
+    info = {"behavior": pairs.behavior, "pairs_digest": pairs.digest, "position": "mean over answer tokens"}
+    vector = ActivationVector(dict(enumerate(difference)), lm.ref.fingerprint, settings.mode, info)
+    spreads = {}
+    block = settings.block
+    if block is None:
+        spreads = _sweep(settings, pairs.part("validation").pairs, lm, vector)
+        block = max(spreads, key=lambda b: spreads[b])
+    vector.at(block).save(out)
+    write_text(out / "sweep.json", json.dumps({"block": block, "validation": sorted(spreads.items())}, indent=1))
+
+
+def _sweep(settings: Settings, pairs: Sequence[Any], lm: Any, vector: Any) -> dict[int, float]:
+    """Block -> how far k = 1 and k = -1 pull the per-token preference apart, in nats (methods C.5)."""
+    from weightsteer import progress
+    from weightsteer.errors import DataError
+    from weightsteer.evals.preference import score
+
+    pairs = pairs[: settings.validation_pairs]
+    if not pairs:
+        raise DataError("activations: no validation pairs to choose a block on. Raise pairs.validation, or set a block")
+    blocks = range(0, len(vector.directions), settings.stride)
+    spreads = {}
+    with progress.task("activations: block sweep", len(blocks)) as advance:
+        for block in blocks:
+            log_odds = {}
+            for k in (-1, 1):
+                with vector.at(block).applied(lm, k) as steered:
+                    scores = score(steered, pairs)
+                log_odds[k] = sum(item.values["log_odds"] or 0.0 for item in scores) / len(scores)
+            spreads[block] = log_odds[1] - log_odds[-1]
+            advance()
+    return spreads

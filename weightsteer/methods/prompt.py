@@ -1,0 +1,51 @@
+"""The system prompt as a baseline: positive wording for k = 1, negative for k = -1."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from weightsteer.errors import RecipeError
+from weightsteer.recipe import MethodSettings, Recipe, SystemPrompts, load_behavior
+from weightsteer.stage import digest
+
+
+class Settings(MethodSettings):
+    """Which of the behavior's opposed system prompts."""
+
+    name: str = "prompt"
+    k: tuple[Literal[-1, 1], ...] = (-1, 1)
+    """Only the sign means something."""
+    number: Annotated[int, pydantic.Field(ge=1)] = 1
+    """Which pair of system prompts of the behavior file, counted from 1."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """An opposed pair of system prompts, behind the same seam as a vector."""
+
+    prompts: SystemPrompts
+
+    @property
+    def digest(self) -> str:
+        return digest(self.prompts.model_dump())
+
+    @contextlib.contextmanager
+    def applied(self, lm: Any, k: float) -> Iterator[Any]:
+        """The same network under the positive (k > 0) or negative (k < 0) system prompt; k = 0 leaves its own."""
+        yield lm if k == 0 else lm.with_system(self.prompts.positive if k > 0 else self.prompts.negative)
+
+
+def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> PromptPair:
+    """The pair of system prompts that the recipe names; nothing is trained."""
+    number = recipe.method("prompt").number
+    prompts = load_behavior(recipe).system_prompts
+    if number > len(prompts):
+        raise RecipeError(
+            f"methods prompt.number: {number}, but behavior {recipe.behavior} has {len(prompts)} pairs of system prompts. "
+            "Choose one that exists, add pairs to the behavior file, or leave the method out"
+        )
+    return PromptPair(prompts[number - 1])

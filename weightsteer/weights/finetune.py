@@ -1,0 +1,263 @@
+"""One side of a contrast data set -> a LoRA adapter folder (trl, peft), and both sides -> their exact difference."""
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightsteer import progress
+from weightsteer.data.contrast import SIDES, ContrastDataset, Side, check_tokens, encode_example
+from weightsteer.errors import DataError, StageError
+from weightsteer.models.language_model import LanguageModel, load_model, quiet_datasets, quiet_transformers
+from weightsteer.models.reference import ModelRef, resolve
+from weightsteer.recipe import Recipe
+from weightsteer.stage import digest, is_finished, run_stage, versions, write_text
+from weightsteer.weights.settings import LoraSettings
+from weightsteer.weights.vector import WeightVector, diagnostics
+
+
+
+def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector:
+    """The weight vector of a recipe: both sides fine-tuned, positive change minus negative change, exactly.
+
+    Writes `positive`, `negative` and `vector` below `out`, each a PEFT adapter folder; what is finished is not redone.
+    Source: arXiv 2511.05408, section 3, eq. 1.
+    """
+    settings: LoraSettings = recipe.method("weights")
+    out = Path(out)
+    ref, dtype = resolve(recipe.model), training_dtype(settings.dtype)
+    inputs = {
+        "model": ref.fingerprint,
+        "system": recipe.model.system,
+        "pairs": pairs.digest,
+        "seed": recipe.seed,
+        "settings": {**settings.model_dump(mode="json", exclude={"k"}), "dtype": dtype},
+    }
+    rates = settings.learning_rates
+    folders = [out / f"lr={rate:g}" for rate in rates] if len(rates) > 1 else [out]
+    jobs = [
+        (folder / side, {**inputs, "side": side, "learning_rate": rate}, side, rate)
+        for folder, rate in zip(folders, rates, strict=True)
+        for side in SIDES
+    ]
+    todo = [job for job in jobs if not is_finished(job[0], job[1])]
+    if todo:
+        lm = load_model(recipe.model.model_copy(update={"dtype": dtype}))
+        check_tokens(pairs, lm, settings.max_tokens)
+        for folder, job_inputs, side, rate in todo:
+            run_stage(folder, job_inputs, partial(finetune, lm, pairs, side, settings, rate, recipe.seed))
+    best = min(folders, key=lambda folder: sum(best_validation_loss(folder / side) for side in SIDES))
+    if best != out:
+        for side in SIDES:
+            run_stage(out / side, {**inputs, "side": side, "from": best.name}, partial(_copy, best / side))
+    run_stage(out / "vector", inputs, partial(_subtract, out, recipe, pairs, ref))
+    return WeightVector.load(out / "vector")
+
+
+def training_dtype(name: str) -> str:
+    """What `auto` means for training: float32 on a CPU, where bfloat16 rounds away the small changes of a beginning
+    LoRA and saves little; bfloat16 on a GPU."""
+    if name != "auto":
+        return name
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def finetune(
+    lm: LanguageModel,
+    pairs: ContrastDataset,
+    side: Side,
+    settings: LoraSettings,
+    learning_rate: float,
+    seed: int,
+    out: Path,
+) -> None:
+    """Train one side and write it as an adapter folder with training.json; the model itself is left as it was.
+
+    The loss is on the answer and its end of turn only. Both sides share seed, order and initial factors, so that what
+    they do not share is the behavior.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=settings.target_modules
+        if isinstance(settings.target_modules, str)
+        else list(settings.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    set_seed(seed)
+    with quiet_transformers(), quiet_datasets():
+        adapted = get_peft_model(lm.network, config)
+        try:
+            history = _train(adapted, lm, pairs, side, settings, learning_rate, seed, out / "trainer")
+            adapted.peft_config["default"].base_model_name_or_path = lm.ref.source
+            adapted.save_pretrained(out)
+        finally:
+            adapted.unload()
+            lm.network.eval().requires_grad_(False)
+            shutil.rmtree(out / "trainer", ignore_errors=True)
+    write_text(out / "training.json", json.dumps(history, indent=1))
+
+
+def best_validation_loss(folder: Path) -> float:
+    """Lowest validation loss of a finished side; infinity when there was no validation part."""
+    losses = json.loads((folder / "training.json").read_text(encoding="utf-8"))["validation_loss"]
+    return min((loss for _, loss in losses), default=math.inf)
+
+
+def _train(
+    adapted: Any,
+    lm: LanguageModel,
+    pairs: ContrastDataset,
+    side: Side,
+    settings: LoraSettings,
+    learning_rate: float,
+    seed: int,
+    scratch: Path,
+) -> dict[str, Any]:
+    from transformers import EarlyStoppingCallback, PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    train, validation = _examples(lm, pairs.part("train"), side), _examples(lm, pairs.part("validation"), side)
+    micro = settings.micro_batch_size or settings.batch_size
+    if settings.batch_size % micro:
+        raise DataError(f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}; choose one that is")
+    steps = math.ceil(len(train) / settings.batch_size * settings.epochs)
+    steps = min(steps, settings.max_steps or steps)
+    measured = {"eval_strategy": "steps", "eval_steps": settings.validate_every} if validation else {}
+    kept = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    arguments = SFTConfig(
+        output_dir=str(scratch),
+        learning_rate=learning_rate,
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // micro,
+        lr_scheduler_type="linear",
+        warmup_steps=min(settings.warmup_steps, steps // 2),
+        weight_decay=settings.weight_decay,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=False,  # the frozen network keeps its dtype, the factors theirs (float32)
+        max_length=None,
+        completion_only_loss=True,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        dataloader_pin_memory=False,
+        save_strategy="steps" if validation else "no",
+        save_steps=settings.validate_every,
+        save_total_limit=1,
+        save_only_model=True,
+        **measured,
+        **(kept if validation else {}),
+    )
+    with progress.task(f"training {side}", steps) as advance:
+        callbacks: list[Any] = [_progress_callback(advance)]
+        if validation:
+            callbacks.append(EarlyStoppingCallback(settings.patience))
+        trainer = SFTTrainer(
+            model=adapted,
+            args=arguments,
+            train_dataset=_as_dataset(train),
+            eval_dataset=_as_dataset(validation) if validation else None,
+            processing_class=lm.tokenizer,
+            callbacks=callbacks,
+        )
+        trainer.remove_callback(PrinterCallback)
+        with _training_side(lm.tokenizer):
+            trainer.train()
+    return _history(trainer, learning_rate, len(train), settings.batch_size)
+
+
+def _examples(lm: LanguageModel, pairs: ContrastDataset, side: Side) -> list[dict[str, list[int]]]:
+    examples = []
+    for prompt, answer in pairs.side(side):
+        start, completion = encode_example(lm, prompt, answer)
+        mask = [0] * len(start) + [1] * len(completion)
+        examples.append({"input_ids": start + completion, "completion_mask": mask})
+    return examples
+
+
+def _as_dataset(examples: Sequence[dict[str, list[int]]]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(list(examples))
+
+
+@contextlib.contextmanager
+def _training_side(tokenizer: Any) -> Iterator[None]:
+    """Pad on the right while training, as trl does; generation needs the left."""
+    tokenizer.padding_side = "right"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = "left"
+
+
+def _progress_callback(advance: progress.Advance) -> Any:
+    from transformers import TrainerCallback
+
+    class ShowProgress(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                advance(1, note=f"loss {logs['loss']:.3f}")
+
+    return ShowProgress()
+
+
+def _history(trainer: Any, learning_rate: float, n_train: int, batch_size: int) -> dict[str, Any]:
+    log = trainer.state.log_history
+    train_loss = [[entry["step"], entry["loss"]] for entry in log if "loss" in entry]
+    validation_loss = [[entry["step"], entry["eval_loss"]] for entry in log if "eval_loss" in entry]
+    bad = [step for step, loss in train_loss if not math.isfinite(loss)]
+    if bad:
+        raise StageError(
+            f"training: the loss is not finite at step {bad[0]} (learning rate {learning_rate:g}). Expected a number. "
+            "Lower the learning rate, or use dtype float32"
+        )
+    steps = trainer.state.global_step
+    kept = min(validation_loss, key=lambda entry: entry[1])[0] if validation_loss else steps
+    return {
+        "learning_rate": learning_rate,
+        "steps": steps,
+        "kept_step": kept,
+        "epochs": round(steps * batch_size / n_train, 3),
+        "train_loss": train_loss,
+        "validation_loss": validation_loss,
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The side trained at the learning rate that won."""
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+
+
+def _subtract(out: Path, recipe: Recipe, pairs: ContrastDataset, ref: ModelRef, target: Path) -> None:
+    """Write the exact factored difference, and how the two sides relate (diagnostics.json)."""
+    positive, negative = (WeightVector.load(out / side) for side in SIDES)
+    vector = positive - negative
+    info = {
+        "kind": "contrast",
+        "behavior": pairs.behavior,
+        "sign": "positive minus negative: k > 0 shows more of the behavior",
+        "base_source": ref.source,
+        "base_revision": ref.revision,
+        "recipe": recipe.name,
+        "recipe_digest": digest(recipe.dump()),
+        "pairs_digest": pairs.digest,
+        "versions": versions(),
+    }
+    replace(vector, base=ref.fingerprint, info={**vector.info, **info}).save(target)
+    write_text(target / "diagnostics.json", json.dumps(diagnostics(positive, negative), indent=1))

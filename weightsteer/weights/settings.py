@@ -1,0 +1,45 @@
+"""How a side is fine-tuned: the settings of the methods that train, readable without torch."""
+
+from typing import Annotated, Literal
+
+import pydantic
+
+from weightsteer.recipe import MethodSettings
+
+
+class LoraSettings(MethodSettings):
+    """How each side is fine-tuned. Defaults: arXiv 2511.05408, section 3, with the scale and learning rate that small
+    models need (its task recipe: alpha 64, 2e-4)."""
+
+    name: str = "weights"
+    rank: Annotated[int, pydantic.Field(gt=0)] = 32
+    alpha: Annotated[float, pydantic.Field(gt=0)] = 64
+    """LoRA's alpha; the change is alpha / rank times the product of the factors."""
+    learning_rate: float | tuple[float, ...] = 2e-4
+    """Several: each is tried on both sides, and the lowest validation loss decides."""
+    epochs: Annotated[float, pydantic.Field(gt=0)] = 2
+    max_steps: Annotated[int, pydantic.Field(gt=0)] | None = None
+    """Optimizer steps at most."""
+    batch_size: Annotated[int, pydantic.Field(gt=0)] = 8
+    """Examples per optimizer step."""
+    micro_batch_size: Annotated[int, pydantic.Field(gt=0)] | None = None
+    """Examples per forward pass; None takes the whole batch."""
+    warmup_steps: Annotated[int, pydantic.Field(ge=0)] = 5
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.01
+    validate_every: Annotated[int, pydantic.Field(gt=0)] = 10
+    """Optimizer steps between two measurements of the validation loss."""
+    patience: Annotated[int, pydantic.Field(gt=0)] = 2
+    """Stop after so many measurements without a lower validation loss; the best one is kept."""
+    max_tokens: Annotated[int, pydantic.Field(gt=0)] = 1024
+    """Longest example; a longer one is an error."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules that get a LoRA, as peft names them; the output head is never among `all-linear`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen network while training; the factors are float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third slower."""
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The learning rates to try."""
+        return self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
