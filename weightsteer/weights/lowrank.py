@@ -1,4 +1,4 @@
-"""LowRank: one change of one stored parameter, kept as two factors; the product is formed only in `dense`."""
+"""The change of one stored parameter: LowRank, two factors whose product only `dense` forms, or a dense tensor."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -40,6 +40,11 @@ class LowRank:
     def rank(self) -> int:
         """Width of the factors; the rank of the product is at most this."""
         return self.up.shape[-1]
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the layer that owns the parameter."""
+        return self.shape[-2] if self.layout in ("linear", "parameter") else self.shape[-1]
 
     def dense(self) -> Float[Tensor, "*experts d_out d_in"]:
         """The product, in the dtype of the factors."""
@@ -110,3 +115,44 @@ class LowRank:
                 f"two changes of one parameter do not fit: {list(self.shape)} ({self.layout}) and "
                 f"{list(other.shape)} ({other.layout}). Expected equal ones: combine vectors of one base only"
             )
+
+
+Change = LowRank | Tensor
+
+# Elements of a dense change that are in float64 at one time.
+BLOCK_ELEMENTS = 1 << 22
+
+
+def as_dense(change: Change) -> Tensor:
+    """A change as a tensor in the parameter's shape."""
+    return change.dense() if isinstance(change, LowRank) else change
+
+
+def add(left: Change, right: Change) -> Change:
+    """The sum of two changes of one parameter; dense where one of them is."""
+    if isinstance(left, LowRank) and isinstance(right, LowRank):
+        return left + right
+    if left.shape != right.shape:
+        raise AdapterError(
+            f"two changes of one parameter do not fit: {list(left.shape)} and {list(right.shape)}. Expected equal "
+            "ones: combine vectors of one base only"
+        )
+    return as_dense(left) + as_dense(right)
+
+
+def inner(left: Change, right: Change) -> float:
+    """Sum of the elementwise products of two changes of one parameter, in float64."""
+    if isinstance(left, LowRank) and isinstance(right, LowRank):
+        return left.inner(right)
+    if isinstance(left, LowRank):
+        left, right = right, left
+    if left.shape != right.shape:
+        raise AdapterError(f"no inner product of changes shaped {list(left.shape)} and {list(right.shape)}")
+    if isinstance(right, LowRank):  # ⟨D, UV⟩ = ⟨DVᵀ, U⟩
+        return _dot(left.float() @ right.down.mT, right.up)
+    return _dot(left, right)
+
+
+def _dot(left: Tensor, right: Tensor) -> float:
+    blocks = zip(left.flatten().split(BLOCK_ELEMENTS), right.flatten().split(BLOCK_ELEMENTS), strict=True)
+    return sum(torch.dot(a.double(), b.double()).item() for a, b in blocks)

@@ -1,0 +1,85 @@
+"""The base that changes are made for: its parameters as the network names them, read from its checkpoint."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightsteer.errors import AdapterError
+from weightsteer.models.language_model import quiet_transformers
+from weightsteer.weights.checkpoint import Checkpoint
+from weightsteer.weights.placement import place
+
+
+@dataclass(frozen=True)
+class Base:
+    """A checkpoint beside the network that it is loaded into, which is on the meta device and holds no weights."""
+
+    checkpoint: Checkpoint
+    network: Any
+
+    @classmethod
+    def of(cls, model: "Base | Checkpoint | Path | str") -> "Base":
+        """The base in a model folder. Nothing but headers and config.json is read, no code of the folder is run."""
+        import transformers
+
+        if isinstance(model, Base):
+            return model
+        checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+        try:
+            with quiet_transformers(), torch.device("meta"):
+                config = transformers.AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+                network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AdapterError(
+                f"{checkpoint.path}: config.json does not lead to a language model ({error}). Expected the folder of "
+                "the base model, of an architecture that transformers knows"
+            ) from None
+        return cls(checkpoint, network)
+
+    @property
+    def path(self) -> Path:
+        return self.checkpoint.path
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.checkpoint.fingerprint()
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every name under which a module holds a parameter; a tied one stands under each of its names."""
+        return dict(self.network.named_parameters(remove_duplicate=False))
+
+    def owner(self, name: str) -> nn.Module:
+        """The module that holds the parameter `name`."""
+        return self.network.get_submodule(name.rpartition(".")[0])
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The values of one parameter, put together from several where experts are stored one by one.
+
+        A tied parameter may be stored under another of its names. None when the checkpoint does not hold it.
+        """
+        parameter = self.parameters.get(name)
+        if parameter is None:
+            return None
+        for alias in [name, *(other for other, p in self.parameters.items() if p is parameter)]:
+            values = self._stored(alias, tuple(parameter.shape))
+            if values is not None:
+                return values
+        return None
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        model_type = self.checkpoint.text_config.get("model_type", "")
+        placements = place(name, shape, self.checkpoint.tensors, model_type)
+        if isinstance(placements, str):
+            return None
+        if len({at.stored for at in placements}) == 1:
+            return self.checkpoint.tensor(placements[0].stored).reshape(shape)
+        parts = {at.stored: self.checkpoint.tensor(at.stored) for at in placements}
+        whole = torch.empty(shape, dtype=parts[placements[0].stored].dtype)
+        for at in placements:
+            whole[at.expert, at.first : at.first + at.rows] = parts[at.stored][at.at : at.at + at.rows]
+        return whole
