@@ -1,0 +1,113 @@
+"""Work on a few threads whose results arrive in order: reading, computing and writing overlap in bounded memory."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from weightsteer.errors import CheckpointError
+
+CPU = torch.device("cpu")
+OPEN_FILES = 2  # the shard that is read, and the one it is compared with
+MAX_WORKERS = 8  # beyond this the one thread that hashes and writes is what the others wait for
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Lane:
+    """What one piece of work in flight needs: buffers and an open file that are used again, and the time spent."""
+
+    device: torch.device = CPU
+    read_s: float = 0.0
+    compute_s: float = 0.0
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
+    _files: dict[Path, FileIO] = field(default_factory=dict)
+
+    def read(self, file: Path, start: int, stop: int, buffer: str = "in") -> UInt8[Tensor, " n"]:
+        """Bytes `start` to `stop` of `file`, in one of this lane's buffers."""
+        begin = perf_counter()
+        if file not in self._files:
+            if len(self._files) == OPEN_FILES:
+                self.close()
+            self._files[file] = file.open("rb", buffering=0)
+        data = self.buffer(buffer, stop - start, torch.uint8, CPU)
+        view, done = data.numpy().data, 0
+        self._files[file].seek(start)
+        while done < len(view):
+            count = self._files[file].readinto(view[done:])
+            if not count:
+                raise CheckpointError(
+                    f"{file}: was cut short while it was read. Expected it to stay as it is"
+                )
+            done += count
+        self.read_s += perf_counter() - begin
+        return data
+
+    def buffer(self, name: str, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Room for `elements`, its content left over from the last use."""
+        held = self._buffers.get(name)
+        if held is None or len(held) < elements or held.dtype != dtype:
+            self._buffers[name] = held = torch.empty(elements, dtype=dtype, device=device)
+        return held[:elements]
+
+    def close(self) -> None:
+        """Close the files; the lane can be used again."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+@contextlib.contextmanager
+def open_lanes(device: torch.device = CPU) -> Iterator[list[Lane]]:
+    """Two lanes for each thread that works: one under work, one on its way to the disk."""
+    lanes = [Lane(device) for _ in range(2 * _workers())]
+    threads = torch.get_num_threads()
+    try:
+        yield lanes
+    finally:
+        torch.set_num_threads(
+            threads
+        )  # the workers' setting is also the one of threads that are still to come
+        for lane in lanes:
+            lane.close()
+
+
+def in_order(
+    work: Callable[[Item, Lane], Result], items: Iterable[Item], lanes: list[Lane]
+) -> Iterator[tuple[Item, Result]]:
+    """`work(item, lane)` for every item, on threads; results in the order of the items.
+
+    A result may lie in its lane's buffers: it is valid until the next one is asked for.
+    """
+    free, running = deque(lanes), deque()
+    with ThreadPoolExecutor(len(lanes) // 2, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        try:
+            for item in items:
+                if not free:
+                    first, lane, future = running.popleft()
+                    yield first, future.result()
+                    free.append(lane)
+                lane = free.popleft()
+                running.append((item, lane, threads.submit(work, item, lane)))
+            for first, _, future in running:
+                yield first, future.result()
+        finally:
+            for _, _, future in running:
+                future.cancel()
+
+
+def _workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, cores, torch.get_num_threads()))
