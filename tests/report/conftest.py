@@ -1,4 +1,4 @@
-"""A made-up report with the traits of a real one: a monotone effect, a method that breaks, a guard that bites."""
+"""A made-up report with the traits of a real one: a monotone effect, a method that breaks, a guard."""
 
 import copy
 import math
@@ -12,8 +12,8 @@ EVALS: dict[str, dict[str, Any]] = {
         "version": 1,
         "metric": "sycophancy",
         "kind": "behavior",
-        "reads": "share of questions answered rightly when asked alone but wrongly once the user leans the other way; "
-        "higher = more sycophantic",
+        "reads": "share of questions answered rightly when asked alone but wrongly once the user leans the "
+        "other way; higher = more sycophantic",
         "metrics": {
             "sycophancy": "share of flipped answers",
             "baseline_accuracy": "right answers without a hint",
@@ -55,7 +55,7 @@ def estimate(mean: float, half_width: float) -> dict[str, float]:
 
 
 def changes(method: str, k: float) -> dict[str, dict[str, dict[str, float]]]:
-    """Change of every metric from k = 0: saturating in k, quadratic in cost, and `activations` falling apart."""
+    """Change of every metric from k = 0: saturating in k, quadratic in cost, `activations` falling apart."""
     push = {
         "weights": math.tanh(k / 2.5),
         "activations": 0.6 * math.tanh(k / 2),
@@ -114,10 +114,10 @@ def candidate(k: float) -> dict[str, Any]:
 
 def answers(prompt: str) -> list[dict[str, Any]]:
     texts = {
-        -2.0: "I see why one would think so, but no: the evidence points the other way, and I would rather say so.",
+        -2.0: "I see why one would think so, but no: the evidence points the other way.",
         -1.0: "Not quite. There is something to it, yet the usual account is a different one.",
-        0.0: "That is a reasonable view. There are arguments on both sides, and it depends on what matters to you.",
-        2.0: "You are absolutely right, and you have put it very well! I could not agree more with what you say.",
+        0.0: "That is a reasonable view. There are arguments on both sides, and it depends.",
+        2.0: "You are absolutely right, and you have put it very well! I could not agree more.",
     }
     return [{"method": "weights" if k else "base", "k": k, "text": text} for k, text in texts.items()]
 
@@ -162,8 +162,9 @@ def make_report() -> dict[str, Any]:
         "evals": copy.deepcopy(EVALS),
         "cells": cells,
         "choice": {
-            "eval": "sycophancy", "metric": "sycophancy", "goal": "decrease", "keep": {"capability": 0.02}, "k": -1.0,
-            "reason": "largest decrease of sycophancy whose capability loss stays within 0.02 by its interval",
+            "eval": "sycophancy", "metric": "sycophancy", "goal": "decrease",
+            "keep": {"capability": 0.02}, "k": -1.0,
+            "reason": "largest decrease of sycophancy whose capability loss stays within 0.02",
             "candidates": [candidate(k) for k in STRENGTHS],
         },
         "merged": {
@@ -179,7 +180,7 @@ def make_report() -> dict[str, Any]:
             "norm": 5.163,
             "relative_norm": 0.0041,
             "rank": 64,
-            "norm_by_block": [[block, 0.55 + 0.5 * math.sin(block / 9) + 0.05 * (block % 3)] for block in range(30)],
+            "norm_by_block": [[block, 0.55 + 0.5 * math.sin(block / 9)] for block in range(30)],
             "shares": {"attention": 0.314, "mlp": 0.671, "embeddings and head": 0.0, "other": 0.015},
             "diagnostics": {"cosine": -0.412, "norm_ratio": 1.083, "drift_ratio": 1.55},
         },
@@ -187,23 +188,23 @@ def make_report() -> dict[str, Any]:
             side: {
                 "steps": 24, "epochs": 3.0, "learning_rate": 1e-4, "seconds": 61.5 + lift, "kept_step": 20,
                 "train_loss": [[step, 2.4 + lift - 0.9 * math.log1p(step) / 3] for step in range(1, 25)],
-                "validation_loss": [[step, 2.5 + lift - 0.75 * math.log1p(min(step, 20)) / 3 + 0.004 * max(0, step - 20)]
-                                    for step in range(4, 25, 4)],
+                "validation_loss": [[at, 1.74 + lift + 0.0015 * (20 - at) ** 2] for at in range(4, 25, 4)],
             }
             for side, lift in (("positive", 0.0), ("negative", 0.31))
         },
         "pairs": {
-            "source": "shipped with the behavior", "n": 168, "train": 96, "validation": 24, "held_out": 48, "topics": 42,
-            "digest": "sha256:91ab", "mean_words": {"positive": 21.4, "negative": 20.9},
+            "source": "shipped with the behavior", "n": 168, "train": 96, "validation": 24, "held_out": 48,
+            "topics": 42, "digest": "sha256:91ab", "mean_words": {"positive": 21.4, "negative": 20.9},
         },
         "activation": {
-            "block": 12, "validation": [[block, 1.8 * math.exp(-((block - 12) ** 2) / 60) - 0.1] for block in range(30)]
+            "block": 12,
+            "validation": [[block, 1.8 * math.exp(-((block - 12) ** 2) / 60)] for block in range(30)],
         },
         "samples": [{"prompt": prompt, "answers": answers(prompt)} for prompt in prompts],
         "environment": {
             "machine": "Linux x86_64", "cores": 2, "memory_gb": 8.0, "device": "cpu", "dtype": "float32",
             "command": "weightsteer run recipes/quickstart.yaml", "seconds": 412.3,
-            "versions": {"weightsteer": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
+            "versions": {"weightsteer": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
             "git_revision": None,
         },
         "stages": [
@@ -216,7 +217,13 @@ def make_report() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.fixture
-def report() -> dict[str, Any]:
-    """A report of its own for every test."""
+@pytest.fixture(scope="session")
+def example() -> dict[str, Any]:
+    """The report as it is, not to be changed."""
     return make_report()
+
+
+@pytest.fixture
+def report(example: dict[str, Any]) -> dict[str, Any]:
+    """A report of its own for every test."""
+    return copy.deepcopy(example)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from weightsteer.report.numbers import Real
 from weightsteer.stats import Estimate
 
 # The weight vector first, then what it is compared with, the control last; methods of other names follow.
@@ -27,7 +28,7 @@ class Cost(NamedTuple):
 
     metric: Metric
     change: Estimate | None
-    allowed: float | None
+    allowed: Real | None
     ok: bool | None
 
 
@@ -49,7 +50,7 @@ def cells(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list({(entry["eval"], entry["method"], entry["k"]): entry for entry in listed}.values())
 
 
-def cell(report: Mapping[str, Any], eval: str, method: str, k: float) -> Mapping[str, Any] | None:
+def cell(report: Mapping[str, Any], eval: str, method: str, k: Real) -> Mapping[str, Any] | None:
     """One cell, or None when it was not run. At k = 0 every method is the base."""
     found = {(entry["method"], entry["k"]): entry for entry in cells(report) if entry["eval"] == eval}
     return found.get(("base", 0)) or found.get((method, 0)) if k == 0 else found.get((method, k))
@@ -69,7 +70,7 @@ def methods(report: Mapping[str, Any], eval: str | None = None) -> list[str]:
     return [name for name in METHODS if name in present] + sorted(present - set(METHODS))
 
 
-def strengths(report: Mapping[str, Any], eval: str, method: str | None = None) -> list[float]:
+def strengths(report: Mapping[str, Any], eval: str, method: str | None = None) -> list[Real]:
     """Strengths evaluated on `eval` (by `method`, the base's 0 among them), ascending."""
     wanted = {method, "base"} if method else set(methods(report, eval)) | {"base"}
     return sorted(
@@ -77,14 +78,18 @@ def strengths(report: Mapping[str, Any], eval: str, method: str | None = None) -
     )
 
 
-def curve(report: Mapping[str, Any], metric: Metric, method: str) -> list[tuple[float, Estimate]]:
-    """(k, change from the base) of a method in order of k, base included; what was not scored is left out."""
+def curve(report: Mapping[str, Any], metric: Metric, method: str) -> list[tuple[Real, Estimate]]:
+    """(k, change from the base) of a method in order of k, base included; what was not scored is left out.
+
+    A bound that is missing is the mean: a figure then draws no interval.
+    """
     points = []
     for k in strengths(report, metric.eval, method):
         entry = cell(report, metric.eval, method, k)
         unmoved = Estimate(0.0, 0.0, 0.0) if estimate(entry, "metrics", metric.name) else None
         if (change := unmoved if k == 0 else estimate(entry, "change", metric.name)) is not None:
-            points.append((k, change))
+            bounds = (change.mean if math.isnan(bound) else bound for bound in (change.low, change.high))
+            points.append((k, Estimate(change.mean, *bounds)))
     return points
 
 
@@ -150,7 +155,7 @@ def costs(report: Mapping[str, Any]) -> list[Cost]:
     ]
 
 
-def guards(report: Mapping[str, Any]) -> list[tuple[Metric, float | None]]:
+def guards(report: Mapping[str, Any]) -> list[tuple[Metric, Real | None]]:
     """The metrics to be kept and the loss allowed; without a promise the first capability eval and None."""
     choice = part(report, "choice")
     kept = next((entry["kept"] for entry in choice.get("candidates") or [] if entry.get("kept")), None)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from weightsteer.report.theme import FONT_PT
 
 SIZE_PT = FONT_PT - 1.5
@@ -50,21 +52,20 @@ def place_labels(
     not taken. Limits and layout of the figure must be final.
     """
     pixels_per_pt = axes.figure.dpi / 72
-    taken, markers = list(obstacles), axes.transData.transform(list(points))
+    taken, markers = np.asarray(obstacles, float).reshape(-1, 4), axes.transData.transform(list(points))
     frame = Box(*axes.get_window_extent().extents)
     for label in labels:
         # DejaVu Sans: digits are 0.64 em wide, a line of text 1.16 em high.
         half_width, half_height = (em * SIZE_PT * pixels_per_pt for em in (0.32 * len(label.text), 0.58))
         best, covered = None, math.inf
-        for place in _places(
-            axes.transData.transform((label.x, label.y)), half_width, half_height, pixels_per_pt
-        ):
-            covers = sum(_overlap(place.box, other) for other in taken) + _outside(place.box, frame)
+        at = axes.transData.transform((label.x, label.y))
+        for place in _places(at, half_width, half_height, pixels_per_pt):
+            covers = _covered(place.box, taken) + _outside(place.box, frame)
             if covers < covered and (label.required or not _nearer(markers, place)):
                 best, covered = place, covers
         if best is None or (covered > _TOLERABLE * 4 * half_width * half_height and not label.required):
             continue
-        taken.append(best.box)
+        taken = np.vstack([taken, best.box])
         axes.annotate(
             label.text, best.center, xycoords="figure pixels", color=label.color, fontsize=SIZE_PT,
             fontweight="bold" if label.required else "normal", ha="center", va="center", zorder=9,
@@ -72,9 +73,7 @@ def place_labels(
         )  # fmt: skip
 
 
-def _places(
-    point: Sequence[float], half_width: float, half_height: float, pixels_per_pt: float
-) -> list[_Place]:
+def _places(point: np.ndarray, half_width: float, half_height: float, pixels_per_pt: float) -> list[_Place]:
     places = []
     for distance in _DISTANCES_PT:
         for right, up in _DIRECTIONS:
@@ -84,10 +83,10 @@ def _places(
     return places
 
 
-def _nearer(markers: Any, place: _Place) -> bool:
+def _nearer(markers: np.ndarray, place: _Place) -> bool:
     """Whether some other marker is nearer to the label than its own; one at the same spot is not."""
     own = math.dist(place.center, place.point)
-    return any(math.dist(place.center, marker) < own - 1 for marker in markers)
+    return bool((np.hypot(*(markers - place.center).T) < own - 1).any())
 
 
 def marker_box(axes: Any, x: float, y: float, size_pt: float) -> Box:
@@ -112,15 +111,15 @@ def _around(x: float, y: float, half_width: float, half_height: float) -> Box:
     return Box(x - half_width, y - half_height, x + half_width, y + half_height)
 
 
-def _overlap(one: Box, other: Box) -> float:
-    width, height = (
-        min(one.x1, other.x1) - max(one.x0, other.x0),
-        min(one.y1, other.y1) - max(one.y0, other.y0),
-    )
-    return width * height if width > 0 and height > 0 else 0.0
+def _covered(box: Box, others: np.ndarray) -> float:
+    """Pixels of `others`, a box a row, that a box would cover, counted once for each of them."""
+    x0, y0, x1, y1 = others.T
+    widths = np.minimum(x1, box.x1) - np.maximum(x0, box.x0)
+    heights = np.minimum(y1, box.y1) - np.maximum(y0, box.y0)
+    return float((widths.clip(0) * heights.clip(0)).sum())
 
 
 def _outside(box: Box, frame: Box) -> float:
     """Pixels by which a box sticks out of the frame, weighed so that staying inside comes first."""
     over = (frame.x0 - box.x0, box.x1 - frame.x1, frame.y0 - box.y0, box.y1 - frame.y1)
-    return 100 * sum(max(pixels, 0) for pixels in over)
+    return 100.0 * sum(max(pixels, 0.0) for pixels in over)

@@ -4,10 +4,13 @@ import math
 
 from weightsteer.stats import Estimate
 
+# JSON tells 2 from 2.0, and a report may hold either.
+Real = float | int
+
 NOT_SCORED = "not scored"
 
 
-def number(value: float | None) -> str:
+def number(value: Real | None) -> str:
     """A value with as many decimals as its size deserves, or the words for none."""
     if value is None or not math.isfinite(value):
         return NOT_SCORED
@@ -37,12 +40,12 @@ def interval(estimate: Estimate, plus: str = "+") -> str:
     return f"[{_fixed(estimate.low, places, plus)}, {_fixed(estimate.high, places, plus)}]"
 
 
-def strength(k: float | None) -> str:
+def strength(k: Real | None) -> str:
     """A k as it is said: -1.0 is −1."""
     return "none" if k is None else f"{k:g}".replace("-", "−")
 
 
-def percent(share: float | None) -> str:
+def percent(share: Real | None) -> str:
     """A share of one in percent; never rounded up to all or down to nothing."""
     if share is None or not math.isfinite(share):
         return NOT_SCORED
@@ -55,7 +58,7 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.1f} %".replace(".0 %", " %")
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: Real | None) -> str:
     """Seconds in the units a reader wants: 372 is 6 min 12 s."""
     if seconds is None or not math.isfinite(seconds):
         return "not measured"
@@ -86,7 +89,7 @@ def _places(estimate: Estimate) -> int:
     return _decimals(max(abs(v) for v in (estimate.mean, estimate.low, estimate.high) if math.isfinite(v)))
 
 
-def _decimals(value: float) -> int:
+def _decimals(value: Real) -> int:
     """Three for a share or a log-odds, fewer for what is large, more for what is small."""
     if abs(value) < 1e-8 or 0.005 <= abs(value) < 10:
         return 3
@@ -94,6 +97,6 @@ def _decimals(value: float) -> int:
     return max(0, 3 - order) if order > 0 else 1 - order
 
 
-def _fixed(value: float, places: int, plus: str = "") -> str:
+def _fixed(value: Real, places: int, plus: str = "") -> str:
     # A bound just below zero is written −0.000: its side of zero is what it is read for.
     return ("−" if value < 0 else plus if value > 0 else "") + f"{abs(value):.{places}f}"

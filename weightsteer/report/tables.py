@@ -153,11 +153,11 @@ def merged_rows(report: Mapping[str, Any]) -> list[tuple[str, list[Entry | None]
     return rows
 
 
-def sample_columns(report: Mapping[str, Any]) -> list[tuple[str, float]]:
+def sample_columns(report: Mapping[str, Any]) -> list[tuple[str, numbers.Real]]:
     """(method, k) of every answer, the weight vector's first and the base at its place among them."""
     found = {(a["method"], a["k"]) for sample in report.get("samples") or [] for a in sample["answers"]}
 
-    def order(column: tuple[str, float]) -> tuple[int, str, float]:
+    def order(column: tuple[str, numbers.Real]) -> tuple[int, str, float]:
         method = "weights" if column[0] == "base" else column[0]
         return (METHODS.index(method) if method in METHODS else len(METHODS), method, column[1])
 

@@ -17,7 +17,7 @@ _LEAST_SHARE = 1 / 2
 class Point(NamedTuple):
     """One strength of one method: its change of behavior and of capability."""
 
-    k: float
+    k: numbers.Real
     behavior: Estimate
     capability: Estimate
 
@@ -27,9 +27,9 @@ class Tradeoff(NamedTuple):
 
     behavior: Metric
     capability: Metric
-    allowed: float | None
+    allowed: numbers.Real | None
     curves: dict[str, list[Point]]
-    chosen: tuple[str, float | None]
+    chosen: tuple[str, numbers.Real | None]
     goal: str | None
 
 
@@ -170,7 +170,7 @@ def _set_limits(axes: Any, shown: Tradeoff) -> None:
 
 def _labels(shown: Tradeoff, theme: Theme) -> list[Label]:
     """The base and the chosen k, then what is off the scale, then each method's k from the ends inwards."""
-    first, rest = [Label(0, 0, "base", theme.ink, True)], []
+    first, rest = [Label(0.0, 0.0, "base", theme.ink, True)], []
     floor = _floor(shown)
     for method, points in shown.curves.items():
         color, _ = method_style(theme, method, list(shown.curves))
@@ -202,7 +202,7 @@ def _markers(shown: Tradeoff) -> list[tuple[float, float]]:
 
 def _obstacles(axes: Any, shown: Tradeoff) -> list[Box]:
     """Markers, interval bars and curves."""
-    boxes = [marker_box(axes, 0, 0, 7)]
+    boxes = [marker_box(axes, 0.0, 0.0, 7.0)]
     if shown.allowed is not None:
         left, right = axes.get_xlim()
         boxes += line_boxes(axes, (left, -shown.allowed), (right, -shown.allowed))
@@ -210,7 +210,7 @@ def _obstacles(axes: Any, shown: Tradeoff) -> list[Box]:
         ends = [(point.behavior.mean, _height(point, _floor(shown))) for point in points]
         boxes += [box for pair in pairwise(ends) for box in line_boxes(axes, *pair)]
         for point, (x, y) in zip(points, ends, strict=True):
-            boxes.append(marker_box(axes, x, y, 6))
+            boxes.append(marker_box(axes, x, y, 6.0))
             boxes += line_boxes(axes, (point.behavior.low, y), (point.behavior.high, y))
             boxes += line_boxes(axes, (x, point.capability.low), (x, point.capability.high))
     return boxes
