@@ -1,6 +1,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -341,3 +343,11 @@ def test_the_load_code_is_python(example: dict[str, Any]) -> None:
     code = page.facts.load_code(example)
     compile(code, "load", "exec")
     assert "from transformers import AutoModelForCausalLM, AutoTokenizer" in code
+
+
+def test_importing_the_report_loads_no_drawing_library() -> None:
+    code = "import sys, weightsteer.report; print({'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "set()\n"
+    )

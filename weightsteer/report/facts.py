@@ -29,27 +29,20 @@ class Card(NamedTuple):
 
 
 def cards(report: Mapping[str, Any]) -> list[Card]:
-    """The chosen k, its effect, its costs, and what the run took."""
+    """The chosen k, its effect, its first cost, and what the run took."""
     choice, environment, behavior = part(report, "choice"), part(report, "environment"), target(report)
     shown = []
-    if choice:
-        how = (
-            "by the recipe"
-            if choice.get("fixed")
-            else f"to {choice.get('goal', 'change')} {_label(behavior)}"
-        )
-        shown.append(
-            Card("fixed k" if choice.get("fixed") else "chosen k", numbers.strength(choice.get("k")), how)
-        )
+    if choice.get("fixed"):
+        shown.append(Card("fixed k", numbers.strength(choice["k"]), "by the recipe"))
+    elif choice:
+        goal = f"to {choice.get('goal', 'change')} {behavior.label if behavior else 'the behavior'}"
+        shown.append(Card("chosen k", numbers.strength(choice.get("k")), goal))
     if choice.get("k") is not None:
-        moved = effect(report)
         if behavior is not None:
-            shown.append(Card(behavior.label, numbers.difference(moved), _detail(moved)))
+            shown.append(_change_card(behavior, effect(report)))
         for cost in costs(report)[:1]:
-            allowed = "" if cost.allowed is None else f"; {cost.allowed:g} allowed"
-            shown.append(
-                Card(cost.metric.label, numbers.difference(cost.change), _detail(cost.change) + allowed)
-            )
+            allowed = "" if cost.allowed is None else f"; loss of {cost.allowed:g} allowed"
+            shown.append(_change_card(cost.metric, cost.change, allowed))
     if environment.get("seconds") is not None:
         shown.append(Card("run time", numbers.duration(environment["seconds"]), machine(report)))
     return shown
@@ -146,7 +139,7 @@ def pair_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("source", pairs.get("source"), str),
         ("pairs", pairs.get("n"), str),
         ("split by question", ", ".join(split) or None, str),
-        ("topics", pairs.get("topics"), str),
+        ("topics", pairs.get("topics") or None, str),
         ("words an answer, on average", ", ".join(words) or None, str),
         ("digest", pairs.get("digest"), str),
     )
@@ -160,7 +153,9 @@ def environment_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("machine", environment.get("machine"), str),
         ("device", machine(report), str),
         ("precision", environment.get("dtype"), str),
+        ("base fingerprint", environment.get("fingerprint"), str),
         ("time", environment.get("seconds"), numbers.duration),
+        ("python", environment.get("python"), str),
         ("versions", versions or None, str),
         ("git revision", environment.get("git_revision"), str),
     )
@@ -194,14 +189,11 @@ def load_code(report: Mapping[str, Any]) -> str | None:
     )
 
 
-def _label(metric: Metric | None) -> str:
-    return metric.label if metric else "behavior"
-
-
 def _facts(*facts: tuple[str, Any, Callable[[Any], str]]) -> list[tuple[str, str]]:
     """Name and text of every fact that is there."""
     return [(name, write(value)) for name, value, write in facts if value is not None]
 
 
-def _detail(moved: Estimate | None) -> str:
-    return f"95 % interval {numbers.interval(moved)}" if moved else "no number to show"
+def _change_card(metric: Metric, moved: Estimate | None, allowed: str = "") -> Card:
+    detail = f"95 % interval {numbers.interval(moved)}{allowed}" if moved else "no number to show"
+    return Card(f"change in {metric.label}", numbers.difference(moved), detail)
