@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def _bootstrap(sides: list[tuple[np.ndarray, np.ndarray]], seed: int) -> Estimat
     if len(sides[0][0]) < 2 or any(weights.sum() == 0 for _, weights in sides):
         raise ValueError("fewer than two scored items: neither a mean nor an interval can be given")
 
-    def contrast(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
+    def contrast(*columns: np.ndarray, axis: int = -1) -> Any:
         means = [
             (v * w).sum(axis) / w.sum(axis) for v, w in zip(columns[::2], columns[1::2], strict=True)
         ]

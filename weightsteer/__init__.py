@@ -1,0 +1,47 @@
+"""Steer language models by arithmetic on their weights: θ + k(τ⁺ − τ⁻) (arXiv 2511.05408)."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from weightsteer import weights
+    from weightsteer.activations.vector import ActivationVector
+    from weightsteer.data.contrast import ContrastDataset, ContrastPair, load_pairs
+    from weightsteer.evaluate import EvalResult, evaluate
+    from weightsteer.models.language_model import LanguageModel, load_model
+    from weightsteer.pipeline import run
+    from weightsteer.recipe import Recipe, load_recipe
+    from weightsteer.release import merge
+    from weightsteer.weights.combine import combine
+    from weightsteer.weights.vector import WeightVector
+    from weightsteer.weights.verify import verify
+
+# Public name -> where it lives. Loaded on first use: the command line starts without torch.
+_HOMES = {
+    "ActivationVector": "weightsteer.activations.vector",
+    "ContrastDataset": "weightsteer.data.contrast",
+    "ContrastPair": "weightsteer.data.contrast",
+    "EvalResult": "weightsteer.evaluate",
+    "LanguageModel": "weightsteer.models.language_model",
+    "Recipe": "weightsteer.recipe",
+    "WeightVector": "weightsteer.weights.vector",
+    "combine": "weightsteer.weights.combine",
+    "evaluate": "weightsteer.evaluate",
+    "load_model": "weightsteer.models.language_model",
+    "load_pairs": "weightsteer.data.contrast",
+    "load_recipe": "weightsteer.recipe",
+    "merge": "weightsteer.release",
+    "run": "weightsteer.pipeline",
+    "verify": "weightsteer.weights.verify",
+}
+__all__ = ["__version__", "weights", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name == "weights":
+        return importlib.import_module("weightsteer.weights")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'weightsteer' has no attribute '{name}'")

@@ -1,0 +1,243 @@
+"""The command line: parsing and printing only. Each verb is one public function."""
+
+import json
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightsteer import __version__, progress
+from weightsteer.errors import WeightsteerError
+
+OK, NEGATIVE, BAD_INPUT, NOT_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="weightsteer",
+    help="Steer language models by arithmetic on their weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write.")]
+MustOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Strength = Annotated[float, typer.Option("--k", help="Strength, in units of the stored vector.")]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="Allow a model other than the vector's base.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def check(recipe: RecipePath, set: Set = [], out: Out = None, json: Json = False) -> None:  # noqa: B006
+    """Check a recipe whole, and show its stages and which are done. Loads no model."""
+    from weightsteer.data.contrast import load_pairs
+    from weightsteer.pipeline import default_folder, status
+    from weightsteer.recipe import load_recipe
+
+    checked = load_recipe(recipe, set)
+    pairs = load_pairs(checked)
+    stages = status(checked, out)
+    lines = [f"{recipe}: ok. {len(pairs)} pairs, {len(checked.methods)} methods, {len(checked.evals)} evals"]
+    lines += [f"  {stage:<10} {done}/{of}" for stage, done, of in stages]
+    lines.append(f"  in {out or default_folder(checked)}")
+    _print(json, {"recipe": checked.dump(), "pairs": len(pairs), "stages": stages}, "\n".join(lines))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    set: Set = [],  # noqa: B006
+    out: Out = None,
+    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "report",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run all stages of a recipe, skipping finished ones; ends with a table and the path of the report."""
+    from weightsteer.pipeline import run
+    from weightsteer.recipe import load_recipe
+
+    with progress.display(quiet or json):
+        outcome = run(load_recipe(recipe, set), out, until=until)
+    if outcome.report is None:
+        _print(json, {"folder": outcome.folder}, f"Stopped after {until}: {outcome.folder}")
+        return
+    from weightsteer.report import headline, summary_table
+
+    text = [summary_table(outcome.report), "", headline(outcome.report), ""]
+    text.append(f"Checkpoint  {outcome.checkpoint or 'none: no strength was chosen'}")
+    text.append(f"Report      {outcome.folder / 'report' / 'report.html'}")
+    if outcome.reused:
+        text.append("Everything was done already.")
+    _print(json, outcome.report, "\n".join(text))
+
+
+@app.command()
+def combine(
+    terms: Annotated[list[str], typer.Argument(metavar="ADAPTER=WEIGHT...", help="Adapters, vectors or checkpoints.")],
+    out: MustOut,
+    base: Annotated[Path | None, typer.Option("--base", metavar="MODEL", help="The model they are changes of.")] = None,
+    json: Json = False,
+) -> None:
+    """Weighted sum of adapters, vectors or checkpoints as one vector; POSITIVE=1 NEGATIVE=-1 is the contrast."""
+    from weightsteer.weights.combine import combine
+
+    vector = combine([_term(term, "ADAPTER=WEIGHT") for term in terms], base, out)
+    _print(json, _describe_vector(vector), f"{out}: {len(vector.entries)} parameters, norm {vector.norm():.4g}")
+
+
+@app.command()
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Model to change; may be task-tuned.")],
+    vectors: Annotated[list[str], typer.Argument(metavar="VECTOR[=K]...", help="Vectors or adapters to add.")],
+    out: MustOut,
+    k: Annotated[float, typer.Option("--k", help="Strength of the vectors that name none.")] = 1.0,
+    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="TASK", help="Fold this adapter in first.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Stored dtype; the base's own by default.")] = None,
+    any_base: AnyBase = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a standalone checkpoint, rounded once."""
+    from weightsteer.models.reference import resolve
+    from weightsteer.weights.merge import merge
+    from weightsteer.weights.vector import WeightVector
+
+    with progress.display(quiet or json):
+        ref = resolve(base)
+        terms = [_term(v, "VECTOR=K") if _has_weight(v) else (v, k) for v in vectors]
+        loaded = [(WeightVector.load(path, None if any_base else ref.path), strength) for path, strength in terms]
+        task = None if adapter is None else WeightVector.load(adapter)
+        result = merge(ref, loaded, out, adapter=task, dtype=dtype, any_base=any_base)
+    applied = result.provenance.applied
+    text = f"{out}: {result.changed} of {result.tensors} tensors changed, {result.size_bytes / 1e6:.0f} MB"
+    _print(json, result, f"{text}\nApplied: {_plain(applied)}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A merged checkpoint.")],
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Where its base lies now.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Recompute what a checkpoint should hold. Exit code 0: ok, 1: failed, 3: could not be checked."""
+    from weightsteer.models.reference import resolve
+    from weightsteer.weights.verify import verify
+
+    with progress.display(quiet or json):
+        result = verify(folder, base=None if base is None else resolve(base).path)
+    _print(json, result, "\n  ".join([f"{folder}: {result.outcome}", *result.problems]))
+    raise typer.Exit({"ok": OK, "failed": NEGATIVE}.get(result.outcome, NOT_CHECKED))
+
+
+@app.command(name="eval")
+def evaluate_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, GGUF file, package:NAME or hub id.")],
+    evals: Annotated[list[str], typer.Argument(metavar="EVAL...", help="Names of evals.")],
+    vector: Annotated[Path | None, typer.Option("--vector", metavar="V", help="Vector or adapter to steer with.")] = None,
+    k: Strength = 1.0,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use at most so many items.")] = None,
+    any_base: AnyBase = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run evals on any model, steered or not."""
+    import contextlib
+
+    from weightsteer.evaluate import evaluate
+    from weightsteer.models.language_model import load_model
+    from weightsteer.recipe import find_plugin
+    from weightsteer.weights.vector import WeightVector
+
+    for name in evals:
+        find_plugin("evals", name)
+    with progress.display(quiet or json):
+        lm = load_model(model)
+        steering = contextlib.nullcontext(lm)
+        if vector is not None:
+            steering = WeightVector.load(vector).applied(lm, k, any_base)
+        with steering as steered:
+            results = [evaluate(steered, name, limit=limit) for name in evals]
+    lines = []
+    for result in results:
+        lines += [f"{result.eval} (n = {result.n}, unscored {result.n_unscored})"]
+        lines += [f"  {m:<20} {e.mean:8.3f}  [{e.low:.3f}, {e.high:.3f}]" for m, e in result.metrics.items()]
+    _print(json, [{**asdict(r), "scores": None} for r in results], "\n".join(lines))
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Recipe, vector, adapter, checkpoint or result.")],
+    other: Annotated[Path | None, typer.Argument(metavar="[VECTOR]", help="A second vector: their cosine.")] = None,
+    json: Json = False,
+) -> None:
+    """Show what a recipe, vector, adapter, checkpoint or result is and where it comes from."""
+    from weightsteer.show import describe
+
+    facts = describe(path, other)
+    _print(json, facts, _plain(facts))
+
+
+def main() -> None:
+    """Run the program; expected errors are printed alone, anything else keeps its traceback."""
+    try:
+        app(standalone_mode=False)
+    except WeightsteerError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        print("Interrupted. What is finished is kept: the same command goes on from here.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _term(text: str, form: str) -> tuple[str, float]:
+    path, _, weight = text.rpartition("=")
+    try:
+        return path, float(weight)
+    except ValueError:
+        raise WeightsteerError(f"{text}: expected {form}, such as runs/a=-1") from None
+
+
+def _has_weight(text: str) -> bool:
+    return "=" in text and not Path(text).exists()
+
+
+def _describe_vector(vector: Any) -> dict[str, Any]:
+    return {"parameters": len(vector.entries), "norm": vector.norm(), "base": vector.base, "info": dict(vector.info)}
+
+
+def _print(as_json: bool, value: Any, text: str) -> None:
+    if as_json:
+        value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        print(json.dumps(value, ensure_ascii=False, default=str))
+    else:
+        print(text)
+
+
+def _plain(facts: Any, indent: str = "") -> str:
+    """Nested facts as indented lines."""
+    if not isinstance(facts, dict):
+        return f"{indent}{facts}"
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}:", _plain(value, indent + "  ")]
+        elif isinstance(value, float):
+            lines.append(f"{indent}{key}: {value:.6g}")
+        elif isinstance(value, list) and len(value) > 12:
+            lines.append(f"{indent}{key}: {len(value)} entries, first {value[0]}")
+        else:
+            lines.append(f"{indent}{key}: {value}")
+    return "\n".join(lines)
