@@ -42,7 +42,7 @@ GPT2_SIZES = {
 }
 
 
-def new_network(family: str, seed: int = 0) -> Any:
+def random_network(family: str, seed: int = 0) -> Any:
     import transformers
 
     config_class, extra = FAMILIES[family]
@@ -56,6 +56,12 @@ def new_network(family: str, seed: int = 0) -> Any:
     return network.eval().requires_grad_(False)
 
 
+@pytest.fixture
+def new_network() -> Callable[..., Any]:
+    """(family, seed) -> a network with random weights; seed 0 is the one in `model_folder`."""
+    return random_network
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Callable[[str], Path]:
     """A folder of safetensors of a family's model, made once."""
@@ -64,7 +70,7 @@ def model_folder(tmp_path_factory) -> Callable[[str], Path]:
     def folder(family: str) -> Path:
         if family not in folders:
             folders[family] = tmp_path_factory.mktemp(family)
-            new_network(family).save_pretrained(folders[family])
+            random_network(family).save_pretrained(folders[family])
         return folders[family]
 
     return folder
@@ -97,9 +103,11 @@ def randomise(peft_model: nn.Module, seed: int = 1) -> None:
 
 @pytest.fixture
 def make_adapter(load_network, tmp_path) -> Callable[..., tuple[Path, Any]]:
-    """(family, LoraConfig settings) -> (adapter folder, the peft model that wrote it), with random weights."""
+    """(family, LoraConfig settings) -> a random adapter's folder, the peft model that wrote it."""
 
-    def make(family: str, seed: int = 1, dtype: torch.dtype = torch.float64, **settings: Any) -> tuple[Path, Any]:
+    def make(
+        family: str, seed: int = 1, dtype: torch.dtype = torch.float64, **settings: Any
+    ) -> tuple[Path, Any]:
         import peft
 
         config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)

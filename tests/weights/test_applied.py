@@ -22,7 +22,10 @@ TARGETS = {
         "target_modules": ["q_proj", "o_proj"],
         "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight"],
     },
-    "gpt-oss": {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    "gpt-oss": {
+        "target_modules": ["q_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    },
 }
 
 
@@ -109,10 +112,15 @@ def test_k_0_is_the_base_bit_for_bit_and_registers_nothing(vector, load_network)
 def test_everything_comes_back_bit_for_bit_after_an_exception(vector, load_network):
     network = load_network("llama-tied")
     parameters, before = dict(network.named_parameters(remove_duplicate=False)), bits(network)
-    with pytest.raises(KeyboardInterrupt), vector.applied(language_model(network), 3):
-        assert network.model.norm.weight is not parameters["model.norm.weight"]
-        assert network.lm_head.weight is not network.model.embed_tokens.weight
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with vector.applied(language_model(network), 3):
+            assert network.model.norm.weight is not parameters["model.norm.weight"]
+            assert network.lm_head.weight is not network.model.embed_tokens.weight
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     after = dict(network.named_parameters(remove_duplicate=False))
     assert all(after[name] is parameters[name] for name in parameters)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -152,7 +160,9 @@ def test_factors_are_cast_once_whatever_k(vector, load_network):
     with vector.applied(lm, 1):
         first = dict(vector._factors)
     with vector.applied(lm, -2):
-        assert {key: id(pair) for key, pair in first.items()} == {k: id(v) for k, v in vector._factors.items()}
+        assert {key: id(pair) for key, pair in first.items()} == {
+            k: id(v) for k, v in vector._factors.items()
+        }
     assert len(first) == 2
 
 
@@ -217,20 +227,26 @@ def test_what_does_not_fit_is_refused_all_at_once(load_network):
         "  model.layers.7.mlp.up_proj.weight [2, 2]: the network has no model.layers.7.mlp.up_proj",
         "  model.layers.0.mlp.up_proj.wait [2, 2]: the network has no such parameter",
         "  model.layers.0.mlp.up_proj.weight [2, 3]: the network has [32, 32]",
-        "  model.layers.1.mlp.up_proj.weight [32, 32]: was read as the weight of a conv1d, here it is that of a linear; "
-        "load the adapter with base=",
+        "  model.layers.1.mlp.up_proj.weight [32, 32]: was read as the weight of a conv1d, "
+        "here it is that of a linear; load it with base=",
     ]
 
 
 @pytest.mark.parametrize("k", [float("nan"), float("inf")])
 def test_k_must_be_finite(k, vector, load_network):
-    with pytest.raises(AdapterError, match=f"k is {k}"), vector.applied(language_model(load_network("llama")), k):
+    with (
+        pytest.raises(AdapterError, match=f"k is {k}"),
+        vector.applied(language_model(load_network("llama")), k),
+    ):
         pass
 
 
 def test_another_base_is_refused_by_name_unless_asked_for(vector, load_network):
     lm = language_model(load_network("llama"), "another print")
-    with pytest.raises(AdapterError, match="base print, the model a model is another print"), vector.applied(lm, 1):
+    with (
+        pytest.raises(AdapterError, match="base print, the model a model is another print"),
+        vector.applied(lm, 1),
+    ):
         pass
     with vector.applied(lm, 1, any_base=True):
         pass

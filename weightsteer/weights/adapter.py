@@ -21,8 +21,8 @@ from weightsteer.weights.tensor_files import read_json, read_tensors
 def read_adapter(folder: Path, base: Base | None = None) -> tuple[dict[str, Change], dict[str, Any]]:
     """Each changed parameter with its change, and what the adapter says of itself.
 
-    `base` (the model it was trained on) is needed where only the base tells what the change is:
-    whole parameters (modules_to_save, trained biases), DoRA, and target_parameters. Every tensor of the file is
+    `base` (the model it was trained on) is needed where only the base tells what the change is: whole
+    parameters (modules_to_save, trained biases), DoRA, and target_parameters. Every tensor of the file is
     accounted for, or an AdapterError lists those that are not.
     """
     adapter = _Adapter(folder, read_json(folder / "adapter_config.json"), base)
@@ -105,8 +105,8 @@ def _targeted_parameters(adapter: _Adapter) -> dict[str, Layout]:
         return {}
     if adapter.base is None:
         raise AdapterError(
-            f"{adapter.folder}: target_parameters are {targets}. Which factors belong to which parameter, and in "
-            "which orientation, only the base tells. Pass base= (the checkpoint it was trained on)"
+            f"{adapter.folder}: target_parameters are {targets}. Only the base tells which factors belong to "
+            "which parameter, and in which orientation. Pass base= (the checkpoint it was trained on)"
         )
     layouts: dict[str, Layout] = {}
     for name in adapter.parameters:
@@ -167,8 +167,8 @@ def _dora(adapter: _Adapter, name: str, change: LowRank) -> Tensor:
     """m·(W + sBA)/‖W + sBA‖ − W, the norm over the inputs of each output (Liu et al. 2024, 2402.09353)."""
     if adapter.base is None:
         raise AdapterError(
-            f"{adapter.folder}: is a DoRA adapter, whose change depends on the base's weights. Pass base= (the "
-            "checkpoint it was trained on)"
+            f"{adapter.folder}: is a DoRA adapter, whose change depends on the base's weights. Pass base= "
+            "(the checkpoint it was trained on)"
         )
     magnitude = _pop(adapter, f"{name.rpartition('.')[0]}.lora_magnitude_vector", change.n_outputs)
     base = adapter.base.tensor(name)
@@ -203,8 +203,8 @@ def _take_whole_parameters(adapter: _Adapter, layouts: Mapping[str, Layout]) -> 
         if len(saved) > len(frozen):
             names = ", ".join(name for name in saved if name not in frozen)
             raise AdapterError(
-                f"{adapter.folder}: holds whole parameters (modules_to_save or trained biases), from which the base "
-                f"has to be subtracted: {names}. Pass base= (the checkpoint it was trained on)"
+                f"{adapter.folder}: holds whole parameters (modules_to_save or trained biases), from which "
+                f"the base has to be subtracted: {names}. Pass base= (the checkpoint it was trained on)"
             )
         return
     for name, values in saved.items():

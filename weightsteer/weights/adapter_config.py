@@ -1,6 +1,5 @@
-"""What an adapter_config.json may say for the adapter to be read exactly; everything else is refused by name."""
+"""What adapter_config.json may say for an adapter to be read exactly; the rest is refused by name."""
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,8 +74,8 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     problems = [f"{key}: {why}. {MERGE_INSTEAD}" for key, why in REFUSED.items() if config.get(key)]
     if config.get("init_lora_weights") not in PLAIN_INITS:
         problems.append(
-            f"init_lora_weights: {config['init_lora_weights']!r} changes the base itself. Save the adapter as plain "
-            "LoRA with peft's save_pretrained(path_initial_model_for_weight_conversion=...)"
+            f"init_lora_weights: {config['init_lora_weights']!r} changes the base itself. Save the adapter "
+            "as plain LoRA with peft's save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
     problems += [
         f"{key}: {value!r} is not known to this version of weightsteer, so the change cannot be told"
@@ -92,7 +91,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
             problems += _number_problems(f"{key}[{pattern!r}]", value, whole=key == "rank_pattern")
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 problems.append(f"{key}[{pattern!r}]: is not a regular expression ({error})")
     problems += _number_problems("r", config.get("r"), whole=True)
     problems += _number_problems("lora_alpha", config.get("lora_alpha"), whole=False)
@@ -106,12 +105,9 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _number_problems(key: str, value: object, whole: bool) -> list[str]:
-    kind = int if whole else int | float
-    if (
-        isinstance(value, kind)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (value > 0 or not whole)
-    ):
-        return []
+    if isinstance(value, int if whole else int | float) and not isinstance(value, bool):
+        if whole and 0 < value < 2**31:
+            return []
+        if not whole and abs(value) < 2**31:  # false for nan
+            return []
     return [f"{key}: {value!r}. Expected a {'whole number of 1 or more' if whole else 'finite number'}"]

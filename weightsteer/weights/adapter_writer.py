@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def write_adapter(
     whole: Mapping[str, Tensor] | None = None,
     modules_to_save: tuple[str, ...] = (),
 ) -> None:
-    """Write an adapter that PEFT loads at scale 1. `whole` are full values of parameters, by their key in the file."""
+    """Write an adapter that PEFT loads at scale 1; `whole` holds full values of parameters by their key."""
     layouts = {name: change.layout for name, change in changes.items()}
     targets = {pattern_target(name, layout): changes[name].rank for name, layout in layouts.items()}
     rank = Counter(targets.values()).most_common(1)[0][0]
@@ -69,9 +70,15 @@ def write_adapter(
 def adapter_biases(changes: Mapping[str, LowRank], dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The dense entries that PEFT holds as biases of its B factors (lora_bias), where it can."""
     if any(change.layout not in ("linear", "conv1d") for change in changes.values()):
-        return {}  # PEFT switches lora_bias on for all targets, and neither embeddings nor parameters can have it
+        return {}  # lora_bias is one setting for all targets, and embeddings and parameters cannot have it
     weights = {f"{name.removesuffix('.weight')}.bias" for name in changes}
     return {name: values for name, values in dense.items() if name in weights}
+
+
+def base_model_of(info: Mapping[str, Any]) -> str | None:
+    """The hub id or path of the base, as the terms of a vector tell it; None when they do not agree."""
+    named = {term.get("base_model_name_or_path") for term in info.get("terms", [])} - {None}
+    return info.get("base_source") or (named.pop() if len(named) == 1 else None)
 
 
 @contextlib.contextmanager

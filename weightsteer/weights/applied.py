@@ -1,4 +1,4 @@
-"""A network with changes applied to its weights while a block runs: hooks on factors, else swapped parameters."""
+"""A network with changes added to its weights while a block runs: by hooks, else by swapping parameters."""
 
 import contextlib
 import math
@@ -31,9 +31,9 @@ def applied(
     """Yield `lm`, whose network computes with W + k·w until the block is left, be it by an exception.
 
     Factors on a linear layer or an embedding are added by a forward hook, output + k·(x·downᵀ)·upᵀ, in the
-    network's dtype. Anything else is computed in float32, rounded once, and stands in the parameter's place; the
-    very same parameter comes back. At k = 0 nothing is touched. Blocks nest, and their changes add up; summing the
-    vectors first rounds once instead of twice.
+    network's dtype. Anything else is computed in float32, rounded once, and stands in the parameter's place;
+    the very same parameter comes back. At k = 0 nothing is touched. Blocks nest, and their changes add up;
+    summing the vectors first rounds once instead of twice.
     """
     if not math.isfinite(k):
         raise AdapterError(f"k is {k}. Expected a finite number")
@@ -73,7 +73,7 @@ def _check_base(base: str | None, lm: Any, any_base: bool) -> None:
     found = lm.ref.fingerprint
     if None not in (base, found) and base != found and not any_base:
         raise AdapterError(
-            f"the vector was made for base {base}, the model {lm.ref.source} is {found}. Expected the same model; "
+            f"the vector was made for base {base}, the model {lm.ref.source} is {found}. Expected the same; "
             "for a descendant of the base, such as a task-tuned one, pass any_base=True"
         )
 
@@ -106,7 +106,7 @@ def _target(name: str, change: Change, network: Any) -> _Target | str:
     if shape is None or tuple(change.shape) != shape:
         return "the network has no such parameter" if shape is None else f"the network has {list(shape)}"
     if isinstance(change, LowRank) and kind and change.layout not in (kind, "parameter"):
-        return f"was read as the weight of a {change.layout}, here it is that of a {kind}; load the adapter with base="
+        return f"was read as the weight of a {change.layout}, here it is that of a {kind}; load it with base="
     near = parameter if parameter is not None else next(module.parameters(), None)
     device = network.device if near is None else near.device
     if device.type == "meta":
@@ -122,7 +122,7 @@ def _target(name: str, change: Change, network: Any) -> _Target | str:
 
 
 def _kind(module: nn.Module) -> tuple[Layout | None, tuple[int, int] | None]:
-    """Which kind of layer a module is, and the shape of its weight; quantised layers tell it by their attributes."""
+    """Which kind of layer a module is, and its weight's shape, which a quantised layer has as attributes."""
     from transformers.pytorch_utils import Conv1D
 
     if isinstance(module, nn.Embedding):

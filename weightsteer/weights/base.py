@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from weightsteer.errors import AdapterError
 from weightsteer.models.language_model import quiet_transformers
 from weightsteer.weights.checkpoint import Checkpoint
-from weightsteer.weights.placement import place
+from weightsteer.weights.placement import Placement, place
 
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint beside the network that it is loaded into, which is on the meta device and holds no weights."""
+    """A checkpoint, and the network that it is loaded into, which is on the meta device without weights."""
 
     checkpoint: Checkpoint
     network: Any
 
     @classmethod
     def of(cls, model: "Base | Checkpoint | Path | str") -> "Base":
-        """The base in a model folder. Nothing but headers and config.json is read, no code of the folder is run."""
+        """The base in a model folder, of which only headers and config.json are read and no code is run."""
         import transformers
 
         if isinstance(model, Base):
@@ -35,8 +35,8 @@ class Base:
                 network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AdapterError(
-                f"{checkpoint.path}: config.json does not lead to a language model ({error}). Expected the folder of "
-                "the base model, of an architecture that transformers knows"
+                f"{checkpoint.path}: config.json does not lead to a language model ({error}). Expected the "
+                "folder of the base model, of an architecture that transformers knows"
             ) from None
         return cls(checkpoint, network)
 
@@ -57,29 +57,29 @@ class Base:
         """The module that holds the parameter `name`."""
         return self.network.get_submodule(name.rpartition(".")[0])
 
-    def tensor(self, name: str) -> Tensor | None:
-        """The values of one parameter, put together from several where experts are stored one by one.
+    def placements(self, name: str) -> list[Placement]:
+        """Where the values of one parameter are stored; empty when the checkpoint does not hold them.
 
-        A tied parameter may be stored under another of its names. None when the checkpoint does not hold it.
+        A tied parameter may be stored under another of its names.
         """
-        parameter = self.parameters.get(name)
-        if parameter is None:
-            return None
+        parameter = self.parameters[name]
         for alias in [name, *(other for other, p in self.parameters.items() if p is parameter)]:
-            values = self._stored(alias, tuple(parameter.shape))
-            if values is not None:
-                return values
-        return None
+            found = place(alias, tuple(parameter.shape), self.checkpoint.tensors, self.model_type)
+            if not isinstance(found, str):
+                return found
+        return []
 
-    def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        model_type = self.checkpoint.text_config.get("model_type", "")
-        placements = place(name, shape, self.checkpoint.tensors, model_type)
-        if isinstance(placements, str):
-            return None
-        if len({at.stored for at in placements}) == 1:
-            return self.checkpoint.tensor(placements[0].stored).reshape(shape)
-        parts = {at.stored: self.checkpoint.tensor(at.stored) for at in placements}
-        whole = torch.empty(shape, dtype=parts[placements[0].stored].dtype)
+    def tensor(self, name: str) -> Tensor | None:
+        """The values of one parameter, put together where experts are stored one by one; None if unknown."""
+        placements = self.placements(name) if name in self.parameters else []
+        parts = {stored: self.checkpoint.tensor(stored) for stored in {at.stored for at in placements}}
+        if len(parts) < 2:
+            return next((part.reshape(self.parameters[name].shape) for part in parts.values()), None)
+        whole = torch.empty(self.parameters[name].shape, dtype=parts[placements[0].stored].dtype)
         for at in placements:
             whole[at.expert, at.first : at.first + at.rows] = parts[at.stored][at.at : at.at + at.rows]
         return whole
+
+    @property
+    def model_type(self) -> str:
+        return self.checkpoint.text_config.get("model_type", "")

@@ -1,4 +1,4 @@
-"""The change of one stored parameter: LowRank, two factors whose product only `dense` forms, or a dense tensor."""
+"""The change of one stored parameter: two factors whose product only `dense` forms, or a dense tensor."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -134,8 +134,8 @@ def add(left: Change, right: Change) -> Change:
         return left + right
     if left.shape != right.shape:
         raise AdapterError(
-            f"two changes of one parameter do not fit: {list(left.shape)} and {list(right.shape)}. Expected equal "
-            "ones: combine vectors of one base only"
+            f"two changes of one parameter do not fit: {list(left.shape)} and {list(right.shape)}. Expected "
+            "equal ones: combine vectors of one base only"
         )
     return as_dense(left) + as_dense(right)
 

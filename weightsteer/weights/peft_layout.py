@@ -48,12 +48,12 @@ def factor_shapes(
 
 
 def pattern_target(name: str, layout: Layout) -> str:
-    """What PEFT matches rank and alpha patterns against: the module, or the parameter where it is the target."""
+    """What PEFT matches its patterns against: the module, or the parameter where that is the target."""
     return name if layout.startswith("parameter") else name.rpartition(".")[0]
 
 
 def matching_key(patterns: Iterable[str], target: str) -> str | None:
-    """The first pattern that PEFT takes for `target`: a regular expression for its last or all of its parts."""
+    """The first pattern that PEFT takes for `target`: a regular expression for all or the last parts."""
     return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", target)), None)
 
 

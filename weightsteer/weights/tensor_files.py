@@ -63,8 +63,8 @@ def write_float32(
 ) -> list[str]:
     """Write `tensor(name)` for each name, one in memory at a time; return the names written.
 
-    A tensor that turns out to be None is left out: room for the whole header is kept and padded with spaces, as
-    the format allows. The file honours the umask and is on the disk when this returns.
+    A tensor that turns out to be None is left out: room for the whole header is kept and padded with spaces,
+    as the format allows. The file honours the umask and is on the disk when this returns.
     """
     room = len(encode_header([(name, "F32", shape) for name, shape in shapes.items()], {"format": "pt"}))
     written = []
@@ -109,7 +109,7 @@ def _unusable(tensor: Tensor) -> str | None:
         return f"is empty {list(tensor.shape)}; it was saved before its shards were gathered"
     if not torch.isfinite(tensor).all():
         count = int((~torch.isfinite(tensor)).sum())
-        return f"{count} of {tensor.numel()} numbers are not finite; the training diverged or the file is damaged"
+        return f"{count} of {tensor.numel()} numbers are not finite; training diverged or the file is damaged"
     return None
 
 

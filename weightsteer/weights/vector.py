@@ -36,15 +36,15 @@ class WeightVector:
     base: str | None = None
     """Fingerprint of the base model; None when it is not known."""
     info: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance, as plain JSON: `terms` (weight and source of each summand), `notes`, and what the maker adds."""
+    """Provenance as plain JSON: `terms` (weight and source of each summand), `notes`, what the maker adds."""
     _factors: FactorCache = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def load(cls, folder: Path | str, base: Any = None) -> "WeightVector":
         """A saved vector, or the change that a plain PEFT adapter makes.
 
-        `base`, a Checkpoint or model folder, becomes the vector's base; some adapters cannot be read without it.
-        An AdapterError when the folder is damaged, made for another base, or of a kind that is not read exactly.
+        `base`, a Checkpoint or model folder, becomes the vector's base; some adapters cannot be read without.
+        An AdapterError when the folder is damaged, made for another base, or of a kind that is refused.
         """
         folder = Path(folder)
         model = None if base is None else Base.of(base)
@@ -53,9 +53,7 @@ class WeightVector:
         else:
             entries, info = read_adapter(folder, model)
             vector = cls(entries, None, info)
-        if model is None:
-            return vector
-        return replace(vector, base=_common_base([vector.base, model.fingerprint], [folder, model.path]))
+        return vector if model is None else vector.on(model)
 
     def save(self, folder: Path | str) -> None:
         """Write the vector as a PEFT adapter at scale 1 with vector.json beside it; see `vector_files`."""
@@ -69,6 +67,10 @@ class WeightVector:
         `any_base` permits a model other than the base, such as a task-tuned descendant.
         """
         return applied(self.entries, self.base, lm, k, any_base, self._factors)
+
+    def on(self, model: Base) -> "WeightVector":
+        """This vector with its base known; an AdapterError when it was made for another."""
+        return replace(self, base=_common_base([self.base, model.fingerprint], [self.name, model.path]))
 
     def __add__(self, other: "WeightVector") -> "WeightVector":
         base = _common_base([self.base, other.base], [self.name, other.name])
@@ -148,7 +150,7 @@ class WeightVector:
         )
 
     def compress(self, rank: int | None = None, energy: float | None = None) -> tuple["WeightVector", float]:
-        """Each factored entry at lower rank (see LowRank.compress), and the share of the squared norm retained."""
+        """Each factored entry at lower rank (see LowRank.compress), and the share of squared norm kept."""
         entries, lost = dict(self.entries), 0.0
         for name, change in self.entries.items():
             if isinstance(change, LowRank):

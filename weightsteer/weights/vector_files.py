@@ -1,4 +1,4 @@
-"""A weight vector on disk: a PEFT adapter at scale 1, what PEFT has no place for beside it, and vector.json."""
+"""A weight vector on disk: a PEFT adapter at scale 1, what PEFT has no place for, and vector.json."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,13 @@ from torch import Tensor
 
 from weightsteer.errors import AdapterError, report_problems
 from weightsteer.stage import to_json, write_text
-from weightsteer.weights.adapter_writer import ADAPTER, adapter_biases, new_folder, write_adapter
+from weightsteer.weights.adapter_writer import (
+    ADAPTER,
+    adapter_biases,
+    base_model_of,
+    new_folder,
+    write_adapter,
+)
 from weightsteer.weights.lowrank import Change, Layout, LowRank
 from weightsteer.weights.peft_layout import bias_key, factor_keys, factor_shapes, from_factors
 from weightsteer.weights.tensor_files import read_json, read_tensors, write_float32
@@ -24,8 +30,8 @@ def write_vector(
 ) -> None:
     """Write `folder`, which appears whole or not at all and must not hold anything yet.
 
-    adapter_config.json and adapter_model.safetensors load in PEFT and give the vector at k = 1; where dense entries
-    remain, which stand in dense.safetensors, vector.json says that PEFT's view is incomplete.
+    adapter_config.json and adapter_model.safetensors load in PEFT and give the vector at k = 1. Where dense
+    entries remain, which stand in dense.safetensors, vector.json says that PEFT's view is incomplete.
     """
     changes = {name: entry for name, entry in entries.items() if isinstance(entry, LowRank)}
     dense = {name: entry for name, entry in entries.items() if not isinstance(entry, LowRank)}
@@ -68,16 +74,16 @@ def read_vector(folder: Path) -> tuple[dict[str, Change], str | None, dict[str, 
     described, base, info = content.get("entries"), content.get("base"), content.get("info")
     if content.get("format") != FORMAT:
         raise AdapterError(
-            f"{folder / DESCRIPTION}: format is {content.get('format')!r}. Expected {FORMAT}; was it written by a "
-            "newer weightsteer?"
+            f"{folder / DESCRIPTION}: format is {content.get('format')!r}. Expected {FORMAT}; was it "
+            "written by a newer weightsteer?"
         )
-    if not isinstance(described, dict) or not isinstance(info, dict) or not isinstance(base, str | None):
+    if not isinstance(described, dict) or not _is_info(info) or not isinstance(base, str | None):
         raise AdapterError(f"{folder / DESCRIPTION}: entries, base or info is damaged. Make the vector again")
     bad = [name for name, entry in described.items() if not _is_description(entry)]
     report_problems(AdapterError, folder / DESCRIPTION, [f"{name}: damaged" for name in bad])
     places = {entry["in"] for entry in described.values()}
-    factors = read_tensors(folder, ADAPTER) if places & {"factors", "bias"} else {}
-    dense = read_tensors(folder, DENSE) if DENSE in places else {}
+    factors = _read(folder, ADAPTER, bool(places & {"factors", "bias"}))
+    dense = _read(folder, DENSE, DENSE in places)
     if factors:
         _check_unit_strength(folder)
     entries, problems = _entries(described, factors, dense)
@@ -86,16 +92,22 @@ def read_vector(folder: Path) -> tuple[dict[str, Change], str | None, dict[str, 
     return entries, base, info
 
 
-def base_model_of(info: Mapping[str, Any]) -> str | None:
-    """The hub id or path of the base, as the terms of a vector tell it; None when they do not agree."""
-    named = {term.get("base_model_name_or_path") for term in info.get("terms", [])} - {None}
-    return info.get("base_source") or (named.pop() if len(named) == 1 else None)
-
-
 def _describe(name: str, entry: Change, biases: set[str]) -> dict[str, Any]:
     if isinstance(entry, LowRank):
         return {"in": "factors", "shape": entry.shape, "rank": entry.rank, "layout": entry.layout}
     return {"in": "bias" if name in biases else DENSE, "shape": tuple(entry.shape)}
+
+
+def _is_info(info: Any) -> bool:
+    if not isinstance(info, dict):
+        return False
+    terms, notes = info.get("terms", []), info.get("notes", [])
+    return (
+        isinstance(terms, list)
+        and all(isinstance(term, dict) and isinstance(term.get("weight"), int | float) for term in terms)
+        and isinstance(notes, list)
+        and all(isinstance(note, str) for note in notes)
+    )
 
 
 def _is_description(entry: Any) -> bool:
@@ -143,8 +155,12 @@ def _entries(
     return entries, problems
 
 
+def _read(folder: Path, stem: str, expected: bool) -> dict[str, Tensor]:
+    return read_tensors(folder, stem) if expected or (folder / f"{stem}.safetensors").exists() else {}
+
+
 def _check_unit_strength(folder: Path) -> None:
-    """An adapter_config.json that was edited would make PEFT apply something else than vector.json describes."""
+    """An edited adapter_config.json would make PEFT apply something else than vector.json describes."""
     config = read_json(folder / "adapter_config.json")
     scales = [
         (config.get("r"), config.get("lora_alpha")),
@@ -152,6 +168,6 @@ def _check_unit_strength(folder: Path) -> None:
     ]
     if any(left != right for left, right in scales) or config.get("use_rslora"):
         raise AdapterError(
-            f"{folder / 'adapter_config.json'}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')} and their "
-            "patterns differ. Expected a vector at strength 1; k is given where it is used, not in this file"
+            f"{folder / 'adapter_config.json'}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')}"
+            " and their patterns differ. Expected a vector at strength 1; k is given where it is used, not here"
         )
