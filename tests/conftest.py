@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 # Shape annotations are checked at every call of a test run.
 install_import_hook("weightsteer", "typechecked.checked")
 
-import pytest
+import pytest  # noqa: E402
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

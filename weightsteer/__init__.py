@@ -36,7 +36,25 @@ _HOMES = {
     "run": "weightsteer.pipeline",
     "verify": "weightsteer.weights.verify",
 }
-__all__ = ["__version__", "weights", *_HOMES]  # noqa: PLE0604
+__all__ = [
+    "ActivationVector",
+    "ContrastDataset",
+    "ContrastPair",
+    "EvalResult",
+    "LanguageModel",
+    "Recipe",
+    "WeightVector",
+    "__version__",
+    "combine",
+    "evaluate",
+    "load_model",
+    "load_pairs",
+    "load_recipe",
+    "merge",
+    "run",
+    "verify",
+    "weights",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -103,7 +103,9 @@ def merge(
     vectors: Annotated[list[str], typer.Argument(metavar="VECTOR[=K]...", help="Vectors or adapters to add.")],
     out: MustOut,
     k: Annotated[float, typer.Option("--k", help="Strength of the vectors that name none.")] = 1.0,
-    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="TASK", help="Fold this adapter in first.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="TASK", help="Fold this adapter in first.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Stored dtype; the base's own by default.")] = None,
     any_base: AnyBase = False,
     json: Json = False,
@@ -146,7 +148,9 @@ def verify(
 def evaluate_model(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, GGUF file, package:NAME or hub id.")],
     evals: Annotated[list[str], typer.Argument(metavar="EVAL...", help="Names of evals.")],
-    vector: Annotated[Path | None, typer.Option("--vector", metavar="V", help="Vector or adapter to steer with.")] = None,
+    vector: Annotated[
+        Path | None, typer.Option("--vector", metavar="V", help="Vector or adapter to steer with.")
+    ] = None,
     k: Strength = 1.0,
     limit: Annotated[int | None, typer.Option("--limit", help="Use at most so many items.")] = None,
     any_base: AnyBase = False,

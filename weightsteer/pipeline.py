@@ -161,9 +161,7 @@ class _Run:
 
     def _vectors(self) -> dict[str, Any]:
         names = [m.name for m in self.recipe.methods]
-        return {
-            name: find_plugin("methods", name).fit(self.recipe, self.pairs, self.lm, self.out) for name in names
-        }
+        return {name: find_plugin("methods", name).fit(self.recipe, self.pairs, self.lm, self.out) for name in names}
 
     def _sweep(self, vectors: Mapping[str, Any]) -> Any:
         from weightsteer.sweep import run_sweep
@@ -186,7 +184,13 @@ class _Run:
 
         result = merge(self.ref, [(vector, k)], self.out / "merged")
         write_text(self.out / "merged" / "recipe.yaml", (self.out / "recipe.yaml").read_text(encoding="utf-8"))
-        return {"path": str(self.out / "merged"), **result.provenance.applied, "dtype": result.provenance.dtype}
+        applied = result.provenance.applied
+        return {
+            "path": str(self.out / "merged"),
+            "dtype": result.provenance.dtype or "that of the base",
+            "applied_fraction": applied["share"],
+            "moved_fraction": applied["moved"],
+        }
 
     def _verify(self, vector: Any, k: float) -> dict[str, Any]:
         """Recompute the checkpoint, then load it as a user would: its logits, and every eval, as merged."""
@@ -222,8 +226,9 @@ class _Run:
 
         report = to_json(
             summarize(self.recipe, self.pairs, self.lm, vectors, results, choice, released, self.out)
-            | {"stages": self.seconds, "command": " ".join(["weightsteer", *sys.argv[1:]]), "seconds": seconds}
+            | {"stages": self.seconds}
         )
+        report["environment"] |= {"command": _command(), "seconds": round(seconds, 1)}
         folder = self.out / "report"
         shutil.rmtree(folder, ignore_errors=True)  # a view of the other stages, made anew when one of them is
         inputs = {"run": self.inputs, "stages": stage_digests(self.out)}
@@ -244,3 +249,8 @@ def stage_digests(out: Path) -> dict[str, str]:
         found["merged"] = digest(json.loads(provenance.read_text(encoding="utf-8")))
     return found
 
+
+def _command() -> str:
+    """The command line of this run, without the path of the program; from Python, a word that says so."""
+    program = Path(sys.argv[0]).name
+    return " ".join(["weightsteer", *sys.argv[1:]]) if program == "weightsteer" else "weightsteer.run (from Python)"

@@ -82,11 +82,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, inputs: Mapping[str, Any], started: datetime, seconds: float) -> None:
     """Describe every file below `folder` and what it was made from, as the last file written."""
-    files = {
-        str(path.relative_to(folder)): file_digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = {str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = {
         "inputs": inputs,
         "inputs_digest": digest(inputs),

@@ -72,9 +72,7 @@ def _bootstrap(sides: list[tuple[np.ndarray, np.ndarray]], seed: int) -> Estimat
         raise ValueError("fewer than two scored items: neither a mean nor an interval can be given")
 
     def contrast(*columns: np.ndarray, axis: int = -1) -> Any:
-        means = [
-            (v * w).sum(axis) / w.sum(axis) for v, w in zip(columns[::2], columns[1::2], strict=True)
-        ]
+        means = [(v * w).sum(axis) / w.sum(axis) for v, w in zip(columns[::2], columns[1::2], strict=True)]
         return means[0] if len(means) == 1 else means[0] - means[1]
 
     columns = [column for side in sides for column in side]

@@ -101,7 +101,7 @@ class ActivationVector:
         try:
             with safe_open(path, "pt") as file:
                 said = file.metadata() or {}
-                directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in file.keys()}
+                directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in list(file.keys())}
             return cls(directions, said["base"] or None, said["mode"], json.loads(said["info"]))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise AdapterError(

@@ -73,7 +73,9 @@ def load_pairs(recipe: Recipe) -> ContrastDataset:
     """The recipe's pairs, split by question with its seed; a DataError names every defect of the texts at once."""
     source = recipe.pairs.source or load_behavior(recipe).pairs
     if source is None:
-        raise DataError(f"behavior {recipe.behavior}: ships no pairs. Name a file of yours as pairs.source in the recipe")
+        raise DataError(
+            f"behavior {recipe.behavior}: ships no pairs. Name a file of yours as pairs.source in the recipe"
+        )
     pairs = read_pairs(str(source), recipe.pairs)
     check_pairs(pairs, str(source))
     name = Path(source).name if Path(source).exists() else str(source)

@@ -32,13 +32,19 @@ def read_rows(own: Path | None, shipped: str) -> Iterator[tuple[str, Mapping[str
         text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if path.suffix == ".json" else [json.loads(r) for r in text.split("\n") if r.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON or JSON lines ({error}). Expected one object an item") from None
+        raise DataError(
+            f"{path}: cannot be read as JSON or JSON lines ({error}). Expected one object an item"
+        ) from None
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: holds no items. Expected one object an item")
     report_problems(
         DataError,
         path,
-        [f"row {i}: is {type(row).__name__}, not an object" for i, row in enumerate(rows, 1) if not isinstance(row, dict)][:5],
+        [
+            f"row {i}: is {type(row).__name__}, not an object"
+            for i, row in enumerate(rows, 1)
+            if not isinstance(row, dict)
+        ][:5],
     )
     for number, row in enumerate(rows, start=1):
         yield f"{path.name}-{number}", row

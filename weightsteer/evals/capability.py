@@ -85,7 +85,9 @@ def score(lm: Any, items: Sequence[Question | Text]) -> list[ItemScore]:
         p_correct = math.exp(log_p[0] - top) / sum(math.exp(x - top) for x in log_p)
         values = {"p_correct": p_correct, "accuracy": float(log_p[0] == top), "text": None}
         results.append(ItemScore(question.id, values, {"log_p": log_p}))
-    for item, (log_p, tokens) in zip(texts, score_texts(lm, [t.text for t in texts], label="capability: text"), strict=True):
+    for item, (log_p, tokens) in zip(
+        texts, score_texts(lm, [t.text for t in texts], label="capability: text"), strict=True
+    ):
         values = {"p_correct": None, "accuracy": None, "text": log_p / tokens}
         results.append(ItemScore(item.id, values, {"tokens": tokens}))
     return results

@@ -107,7 +107,9 @@ def _split(prompt: list[int], whole: list[list[int]]) -> tuple[list[int], list[l
 
 
 @torch.inference_mode()
-def _score(lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], label: str) -> list[list[tuple[float, int]]]:
+def _score(
+    lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], label: str
+) -> list[list[tuple[float, int]]]:
     scores: list[list[tuple[float, int]]] = [[] for _ in rows]
     lengths = [len(prompt) + sum(len(option) - 1 for option in options) for prompt, options in rows]
     with progress.task(label or "scoring", len(rows)) as advance, _float32_logits(lm.network):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,10 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Renamed arguments between two libraries of one maker: nothing a user can act on.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -134,7 +138,9 @@ def _set_chat_template(tokenizer: Any, part: ModelPart, ref: ModelRef) -> None:
         try:
             tokenizer.chat_template = part.chat_template.read_text(encoding="utf-8")
         except OSError as error:
-            raise ModelError(f"model.chat_template {part.chat_template}: {error.strerror}. Expected a Jinja file") from None
+            raise ModelError(
+                f"model.chat_template {part.chat_template}: {error.strerror}. Expected a Jinja file"
+            ) from None
     if not tokenizer.chat_template:
         raise ModelError(
             f"model {ref.source}: has no chat template. Expected an instruction-tuned model, whose tokenizer says how a "

@@ -75,7 +75,9 @@ def _packaged_gguf(source: str) -> Path:
     found = sorted(folder.rglob("*.gguf"))
     if len(found) != 1:
         names = [str(p.relative_to(folder)) for p in found]
-        raise ModelError(f"model {source}: the package holds {names or 'no GGUF file'}. Expected one; name it after a /")
+        raise ModelError(
+            f"model {source}: the package holds {names or 'no GGUF file'}. Expected one; name it after a /"
+        )
     return found[0]
 
 

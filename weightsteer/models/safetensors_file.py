@@ -141,9 +141,7 @@ def load_json(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}). Expected a JSON file. Check path and permissions"
         ) from error
     except ValueError as error:
-        raise CheckpointError(
-            f"{path}: not valid ({error}). Expected a JSON object. Fetch or save it again"
-        ) from error
+        raise CheckpointError(f"{path}: not valid ({error}). Expected a JSON object. Fetch or save it again") from error
 
 
 def parse_json(text: bytes) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from weightsteer.weights.settings import LoraSettings
 from weightsteer.weights.vector import WeightVector, diagnostics
 
 
-
 def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector:
     """The weight vector of a recipe: both sides fine-tuned, positive change minus negative change, exactly.
 
@@ -131,7 +130,9 @@ def _train(
     train, validation = _examples(lm, pairs.part("train"), side), _examples(lm, pairs.part("validation"), side)
     micro = settings.micro_batch_size or settings.batch_size
     if settings.batch_size % micro:
-        raise DataError(f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}; choose one that is")
+        raise DataError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}; choose one that is"
+        )
     steps = math.ceil(len(train) / settings.batch_size * settings.epochs)
     steps = min(steps, settings.max_steps or steps)
     measured = {"eval_strategy": "steps", "eval_steps": settings.validate_every} if validation else {}
