@@ -71,32 +71,16 @@ def _layouts(adapter: _Adapter) -> dict[str, Layout]:
         if not match or key in taken or "base_layer" in match[1].split("."):
             continue
         name, embedding = f"{match[1]}.weight", match[2] == "lora_embedding_A"
-        layouts[name] = (
-            "embedding" if embedding else "conv1d" if adapter.config.get("fan_in_fan_out") else "linear"
-        )
+        plain = "conv1d" if adapter.config.get("fan_in_fan_out") else "linear"
+        layouts[name] = "embedding" if embedding else plain
         if adapter.base is not None:
-            found = _layout_in(adapter.base, name)
+            # fan_in_fan_out in the file is that of the module that peft wrapped last, not of all of them
+            found = adapter.base.layout(name)
             if found is None or (found == "embedding") != embedding:
                 adapter.problems.append(f"{key}: the base {adapter.base.path} has no {match[1]} that it fits")
             else:
-                # fan_in_fan_out in the file is that of the module that peft wrapped last, not of all of them
                 layouts[name] = found
     return layouts
-
-
-def _layout_in(base: Base, name: str) -> Layout | None:
-    from transformers.pytorch_utils import Conv1D
-
-    try:
-        module = base.owner(name)
-    except AttributeError:
-        return None
-    kinds: tuple[tuple[Any, Layout], ...] = (
-        (nn.Linear, "linear"),
-        (Conv1D, "conv1d"),
-        (nn.Embedding, "embedding"),
-    )
-    return next((layout for kind, layout in kinds if isinstance(module, kind)), None)
 
 
 def _targeted_parameters(adapter: _Adapter) -> dict[str, Layout]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weightsteer.errors import AdapterError
 from weightsteer.stage import write_text
-from weightsteer.weights.lowrank import LowRank
+from weightsteer.weights.lowrank import Layout, LowRank
 from weightsteer.weights.peft_layout import bias_key, factor_keys, pattern_target, to_factors
 from weightsteer.weights.tensor_files import write_float32
 
@@ -30,7 +30,7 @@ def write_adapter(
     modules_to_save: tuple[str, ...] = (),
 ) -> None:
     """Write an adapter that PEFT loads at scale 1; `whole` holds full values of parameters by their key."""
-    layouts = {name: change.layout for name, change in changes.items()}
+    layouts: dict[str, Layout] = {name: change.layout for name, change in changes.items()}
     targets = {pattern_target(name, layout): changes[name].rank for name, layout in layouts.items()}
     rank = Counter(targets.values()).most_common(1)[0][0]
     # From the start to the end of the name, so that it matches one module; dots are literal.

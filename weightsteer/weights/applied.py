@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightsteer.errors import AdapterError, report_problems
+from weightsteer.weights.base import weight_layout
 from weightsteer.weights.lowrank import Change, Layout, LowRank
 
 # (parameter, dtype, device) -> the factors that its hook multiplies with, cast once whatever k.
@@ -97,11 +98,11 @@ def _target(name: str, change: Change, network: Any) -> _Target | str:
         module = network.get_submodule(stem)
     except AttributeError:
         return f"the network has no {stem}"
-    kind, shape = _kind(module) if leaf == "weight" else (None, None)
+    kind, shape = weight_layout(module) if leaf == "weight" else (None, None)
     parameter = module._parameters.get(leaf)
     if shape is None and parameter is not None:
         shape = tuple(parameter.shape)
-    if shape is None and leaf == "bias" and _kind(module)[0] == "linear":
+    if shape is None and leaf == "bias" and weight_layout(module)[0] == "linear":
         shape = (module.out_features,)  # a layer without a bias has one of zero
     if shape is None or tuple(change.shape) != shape:
         return "the network has no such parameter" if shape is None else f"the network has {list(shape)}"
@@ -111,28 +112,12 @@ def _target(name: str, change: Change, network: Any) -> _Target | str:
     device = network.device if near is None else near.device
     if device.type == "meta":
         return "is not in memory; load the whole model"
+    dtype = near.dtype if near is not None and near.dtype in COMPUTE_DTYPES else network.dtype
     quantised = parameter.dtype not in COMPUTE_DTYPES if parameter is not None else kind is not None
     hooked = isinstance(change, LowRank) and kind is not None and (quantised or _is_plain(module))
     if quantised and not hooked:
-        return (
-            "is quantised, and only factors of linear layers can be added to it; load the model unquantised"
-        )
-    dtype = network.dtype if quantised or near is None else near.dtype
+        return "is quantised, and only factors of linear layers can be added to it; load it unquantised"
     return _Target(name, change, module, leaf, kind, hooked, dtype, device)
-
-
-def _kind(module: nn.Module) -> tuple[Layout | None, tuple[int, int] | None]:
-    """Which kind of layer a module is, and its weight's shape, which a quantised layer has as attributes."""
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, nn.Embedding):
-        return "embedding", (module.num_embeddings, module.embedding_dim)
-    if isinstance(module, Conv1D):
-        return "conv1d", (module.nx, module.nf)
-    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
-    if all(isinstance(size, int) for size in sizes):
-        return "linear", sizes
-    return None, None
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -189,8 +174,8 @@ def _swap(target: _Target, k: float) -> Callable[[], None]:
     """Put W + k·Δ in the place of the parameter; return what puts the old one back."""
     parameters, leaf = target.module._parameters, target.leaf
     old = parameters[leaf]
-    moved = _moved(old.detach(), target.change, k) if old is not None else k * target.change.to(target.device)
-    parameters[leaf] = nn.Parameter(moved.to(target.dtype), requires_grad=False)
+    start = torch.zeros(target.change.shape, dtype=target.dtype, device=target.device) if old is None else old
+    parameters[leaf] = nn.Parameter(_moved(start.detach(), target.change, k), requires_grad=False)
     return lambda: parameters.__setitem__(leaf, old)
 
 

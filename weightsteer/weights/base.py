@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from weightsteer.errors import AdapterError
 from weightsteer.models.language_model import quiet_transformers
 from weightsteer.weights.checkpoint import Checkpoint
+from weightsteer.weights.lowrank import Layout
 from weightsteer.weights.placement import Placement, place
 
 
@@ -57,6 +58,10 @@ class Base:
         """The module that holds the parameter `name`."""
         return self.network.get_submodule(name.rpartition(".")[0])
 
+    def layout(self, name: str) -> Layout | None:
+        """Layout of the weight of a linear layer or an embedding; None of anything else."""
+        return weight_layout(self.owner(name))[0] if name in self.parameters else None
+
     def placements(self, name: str) -> list[Placement]:
         """Where the values of one parameter are stored; empty when the checkpoint does not hold them.
 
@@ -83,3 +88,17 @@ class Base:
     @property
     def model_type(self) -> str:
         return self.checkpoint.text_config.get("model_type", "")
+
+
+def weight_layout(module: nn.Module) -> tuple[Layout | None, tuple[int, int] | None]:
+    """Layout and shape of a layer's weight, also where it is quantised; None for other modules."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Embedding):
+        return "embedding", (module.num_embeddings, module.embedding_dim)
+    if isinstance(module, Conv1D):
+        return "conv1d", (module.nx, module.nf)
+    d_out, d_in = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if isinstance(d_out, int) and isinstance(d_in, int):
+        return "linear", (d_out, d_in)
+    return None, None

@@ -30,15 +30,12 @@ def combine(
         AdapterError, "combine", problems if terms else ["nothing is given; expected SOURCE=WEIGHT"]
     )
     model = None if base is None else Base.of(base)
-    folders = [(Path(source), float(w)) for source, w in terms if _is_checkpoint(source)]
-    others = [(source, w) for source, w in terms if not _is_checkpoint(source)]
+    folders = [(Path(s), float(w)) for s, w in terms if not isinstance(s, WeightVector) and _is_checkpoint(s)]
+    others = [(s, w) for s, w in terms if isinstance(s, WeightVector) or not _is_checkpoint(s)]
     if out is not None and not others:
         Difference.of(folders).write(Path(out), model.fingerprint if model else None)
         return WeightVector.load(out)
-    vectors = [
-        w * (source if isinstance(source, WeightVector) else WeightVector.load(source, model))
-        for source, w in others
-    ]
+    vectors = [w * (s if isinstance(s, WeightVector) else WeightVector.load(s, model)) for s, w in others]
     if folders:
         difference = Difference.of(folders)
         vectors.append(WeightVector(difference.entries(), None, difference.info))
@@ -52,10 +49,8 @@ def combine(
     return total
 
 
-def _is_checkpoint(source: Source) -> bool:
-    """Whether a source is the folder of a whole model, not an adapter or a vector."""
-    if isinstance(source, WeightVector):
-        return False
-    folder = Path(source)
+def _is_checkpoint(path: Path | str) -> bool:
+    """Whether a folder holds a whole model, not an adapter or a vector."""
+    folder = Path(path)
     is_change = any((folder / name).exists() for name in ("adapter_config.json", "vector.json"))
     return (folder / "config.json").exists() and not is_change

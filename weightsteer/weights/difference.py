@@ -37,7 +37,7 @@ class Difference:
         if abs(total) > 1e-9:
             raise AdapterError(
                 f"the weights of {', '.join(str(folder) for folder, _ in folders)} sum to {total:g}. "
-                "Expected 0, such as FINETUNED=1 BASE=-1: with any other sum a multiple of the whole model is left"
+                "Expected 0, such as FINETUNED=1 BASE=-1: otherwise a multiple of the whole model is left"
             )
         models = [(Base.of(folder), weight) for folder, weight in folders]
         shapes: dict[str, tuple[int, ...]] = {}

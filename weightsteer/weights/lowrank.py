@@ -85,12 +85,7 @@ class LowRank:
         Either to at most `rank` columns, or to the fewest that retain `energy` (0 < energy <= 1) of the
         squared norm; experts share one rank. QR of both factors and SVD of the core between them, in float64.
         """
-        if (rank is None) == (energy is None):
-            raise AdapterError(f"compress: got rank={rank} and energy={energy}. Give one of the two")
-        if rank is not None and rank < 1:
-            raise AdapterError(f"compress: rank is {rank}. Expected 1 or more")
-        if energy is not None and not 0 < energy <= 1:
-            raise AdapterError(f"compress: energy is {energy}. Expected a share above 0 and at most 1")
+        _check_compression(rank, energy)
         if rank is not None and rank >= self.rank:
             return self, 1.0
         q_up, r_up = torch.linalg.qr(self.up.double())
@@ -99,10 +94,10 @@ class LowRank:
         squared = s.square().reshape(-1, s.shape[-1]).sum(0)
         total = squared.sum().item()
         retained = squared.cumsum(0) / total if total else torch.ones_like(squared)
-        if rank is None:
+        if energy is not None:
             # cumsum can end a rounding error below 1, where energy=1 would find nothing
             rank = int((retained < min(energy, retained[-1].item())).sum().item()) + 1
-        rank = min(rank, len(retained))
+        rank = min(rank or 1, len(retained))
         root = s[..., :rank].sqrt()  # half to each factor keeps both in the range of half precision
         up = (q_up @ u[..., :rank]) * root.unsqueeze(-2)
         down = root.unsqueeze(-1) * (vh[..., :rank, :] @ q_down.mT)
@@ -142,15 +137,22 @@ def add(left: Change, right: Change) -> Change:
 
 def inner(left: Change, right: Change) -> float:
     """Sum of the elementwise products of two changes of one parameter, in float64."""
-    if isinstance(left, LowRank) and isinstance(right, LowRank):
-        return left.inner(right)
     if isinstance(left, LowRank):
-        left, right = right, left
+        return left.inner(right) if isinstance(right, LowRank) else inner(right, left)
     if left.shape != right.shape:
         raise AdapterError(f"no inner product of changes shaped {list(left.shape)} and {list(right.shape)}")
     if isinstance(right, LowRank):  # ⟨D, UV⟩ = ⟨DVᵀ, U⟩
         return _dot(left.float() @ right.down.mT, right.up)
     return _dot(left, right)
+
+
+def _check_compression(rank: int | None, energy: float | None) -> None:
+    if (rank is None) == (energy is None):
+        raise AdapterError(f"compress: got rank={rank} and energy={energy}. Give one of the two")
+    if rank is not None and rank < 1:
+        raise AdapterError(f"compress: rank is {rank}. Expected 1 or more")
+    if energy is not None and not 0 < energy <= 1:
+        raise AdapterError(f"compress: energy is {energy}. Expected a share above 0 and at most 1")
 
 
 def _dot(left: Tensor, right: Tensor) -> float:

@@ -71,14 +71,17 @@ def write_description(
 def read_vector(folder: Path) -> tuple[dict[str, Change], str | None, dict[str, Any]]:
     """Entries, base and info of a folder that `write_vector` wrote; the factors are those that were saved."""
     content = read_json(folder / DESCRIPTION)
+    damaged = AdapterError(f"{folder / DESCRIPTION}: entries, base or info is damaged. Make the vector again")
     described, base, info = content.get("entries"), content.get("base"), content.get("info")
     if content.get("format") != FORMAT:
         raise AdapterError(
             f"{folder / DESCRIPTION}: format is {content.get('format')!r}. Expected {FORMAT}; was it "
             "written by a newer weightsteer?"
         )
-    if not isinstance(described, dict) or not _is_info(info) or not isinstance(base, str | None):
-        raise AdapterError(f"{folder / DESCRIPTION}: entries, base or info is damaged. Make the vector again")
+    if not isinstance(described, dict) or not isinstance(info, dict) or not isinstance(base, str | None):
+        raise damaged
+    if not _are_terms(info.get("terms", [])) or not isinstance(info.get("notes", []), list):
+        raise damaged
     bad = [name for name, entry in described.items() if not _is_description(entry)]
     report_problems(AdapterError, folder / DESCRIPTION, [f"{name}: damaged" for name in bad])
     places = {entry["in"] for entry in described.values()}
@@ -98,15 +101,9 @@ def _describe(name: str, entry: Change, biases: set[str]) -> dict[str, Any]:
     return {"in": "bias" if name in biases else DENSE, "shape": tuple(entry.shape)}
 
 
-def _is_info(info: Any) -> bool:
-    if not isinstance(info, dict):
-        return False
-    terms, notes = info.get("terms", []), info.get("notes", [])
-    return (
-        isinstance(terms, list)
-        and all(isinstance(term, dict) and isinstance(term.get("weight"), int | float) for term in terms)
-        and isinstance(notes, list)
-        and all(isinstance(note, str) for note in notes)
+def _are_terms(terms: Any) -> bool:
+    return isinstance(terms, list) and all(
+        isinstance(term, dict) and isinstance(term.get("weight"), int | float) for term in terms
     )
 
 
@@ -169,5 +166,5 @@ def _check_unit_strength(folder: Path) -> None:
     if any(left != right for left, right in scales) or config.get("use_rslora"):
         raise AdapterError(
             f"{folder / 'adapter_config.json'}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')}"
-            " and their patterns differ. Expected a vector at strength 1; k is given where it is used, not here"
+            " and their patterns differ. Expected a vector at strength 1; k is given where it is used"
         )
