@@ -96,8 +96,8 @@ def evaluate(
             metrics[metric] = _mean(settings.name, metric, values, weights)
     if next(iter(plugin.METRICS)) not in metrics:
         raise DataError(
-            f"{settings.name}: none of {len(scores)} items could be scored for {next(iter(plugin.METRICS))}. Expected some. "
-            "Look at the items, or use more of them"
+            f"{settings.name}: none of {len(scores)} items could be scored for {next(iter(plugin.METRICS))}. Expected "
+            "some. Look at the items, or use more of them"
         )
     return EvalResult(
         eval=settings.name,

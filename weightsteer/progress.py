@@ -74,7 +74,8 @@ class _Bars:
         self.bars.console.print(text, markup=False, highlight=False)
 
 
-_display: ContextVar[_Silent | _Plain | _Bars] = ContextVar("display", default=_Silent())
+_SILENT = _Silent()
+_display: ContextVar[_Silent | _Plain | _Bars] = ContextVar("display", default=_SILENT)
 
 
 @contextlib.contextmanager

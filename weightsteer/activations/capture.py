@@ -17,7 +17,7 @@ from weightsteer.models.language_model import LanguageModel
 def mean_answer_activations(
     lm: LanguageModel, examples: Sequence[tuple[list[int], list[int]]], label: str = ""
 ) -> Float[Tensor, "blocks d_model"]:
-    """Output of every block, averaged over the answer tokens of each example, then over examples; float64.
+    """Output of every block, mean over the answer tokens of each example, then over examples; float64.
 
     `examples` are (prompt, answer) token ids; the model reads the prompt before the answer. Sums are streamed, so memory
     does not grow with the data. Source: arXiv 2507.21509, section 2 (response average).

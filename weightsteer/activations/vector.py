@@ -115,8 +115,8 @@ class ActivationVector:
             raise AdapterError(f"k = {k}: not a finite number. Expected one such as -1.5")
         if self.base not in (None, lm.ref.fingerprint) and not any_base:
             raise AdapterError(
-                f"activation vector of base {self.base}, model {lm.ref.source} is {lm.ref.fingerprint}. Expected the base "
-                "it was made on; pass any_base=True for a fine-tune of it"
+                f"activation vector of base {self.base}, model {lm.ref.source} is {lm.ref.fingerprint}. Expected the "
+                "base it was made on; pass any_base=True for a fine-tune of it"
             )
         hooks = []
         if k != 0:

@@ -123,8 +123,8 @@ def check_pairs(pairs: Sequence[ContrastPair], source: str) -> None:
     ratio = words["positive"] / max(words["negative"], 1)
     if not 1 / (1 + LENGTH_IMBALANCE) <= ratio <= 1 + LENGTH_IMBALANCE:
         problems.append(
-            f"positive answers have {ratio:.2f} times the words of negative ones; within 25 % of each other is expected, "
-            "or the vector learns length"
+            f"positive answers have {ratio:.2f} times the words of negative ones; within 25 % of each other is "
+            "expected, or the vector learns length"
         )
     report_problems(DataError, source, problems)
 
@@ -143,8 +143,8 @@ def check_tokens(dataset: ContrastDataset, lm: Any, max_tokens: int) -> None:
                 continue
             if len(prompt) + len(answer) > max_tokens:
                 problems.append(
-                    f"{pair.id} {side}: {len(prompt) + len(answer)} tokens; at most {max_tokens} are trained on. Shorten "
-                    "it, or raise max_tokens of the method"
+                    f"{pair.id} {side}: {len(prompt) + len(answer)} tokens; at most {max_tokens} are trained on. "
+                    "Shorten it, or raise max_tokens of the method"
                 )
     report_problems(DataError, dataset.source, _shortened(problems))
 
@@ -215,8 +215,8 @@ def _hub_rows(source: str, part: PairsPart) -> Iterator[Mapping[str, Any]]:
     except (DatasetNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"pairs.source {source}: no such file, and `datasets` does not give it ({reason}). Expected a .jsonl, .json "
-            "or .csv file or the id of a data set"
+            f"pairs.source {source}: no such file, and `datasets` does not give it ({reason}). Expected a .jsonl, "
+            ".json or .csv file or the id of a data set"
         ) from None
 
 

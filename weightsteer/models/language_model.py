@@ -143,8 +143,8 @@ def _set_chat_template(tokenizer: Any, part: ModelPart, ref: ModelRef) -> None:
             ) from None
     if not tokenizer.chat_template:
         raise ModelError(
-            f"model {ref.source}: has no chat template. Expected an instruction-tuned model, whose tokenizer says how a "
-            "conversation is written. Choose one, or name a Jinja file as model.chat_template"
+            f"model {ref.source}: has no chat template. Expected an instruction-tuned model, whose tokenizer says how "
+            "a conversation is written. Choose one, or name a Jinja file as model.chat_template"
         )
 
 
@@ -158,8 +158,8 @@ def _explained(ref: ModelRef) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if _needs_remote_code(ref.path):
             raise ModelError(
-                f"model {ref.source}: its architecture is code inside the model folder (auto_map in config.json), which "
-                "is never run. Expected an architecture that transformers has. Choose another model, or a transformers "
+                f"model {ref.source}: its architecture is code inside the model folder (auto_map in config.json), "
+                "which is never run. Expected an architecture that transformers has. Choose another model, or a transformers "
                 "version that includes this one"
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

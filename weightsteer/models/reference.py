@@ -89,8 +89,8 @@ def _download(source: str, revision: str | None) -> tuple[Path, str]:
         names = {s.rfilename: s.size or 0 for s in HfApi().model_info(source, revision=revision).siblings or []}
         if not any(name.endswith(".safetensors") for name in names):
             raise ModelError(
-                f"model {source}: the hub repository has no safetensors file. Expected safetensors weights (pickles are "
-                "never loaded). Choose a revision or a conversion that has them"
+                f"model {source}: the hub repository has no safetensors file. Expected safetensors weights (pickles "
+                "are never loaded). Choose a revision or a conversion that has them"
             )
         path = Path(snapshot_download(source, revision=revision, allow_patterns=HUB_FILES))
     except HFValidationError as error:

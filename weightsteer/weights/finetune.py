@@ -100,7 +100,7 @@ def finetune(
         try:
             history = _train(adapted, lm, pairs, side, settings, learning_rate, seed, out / "trainer")
             adapted.peft_config["default"].base_model_name_or_path = lm.ref.source
-            adapted.save_pretrained(out)
+            adapted.save_pretrained(out, save_embedding_layers=False)  # else peft asks the hub for the base
         finally:
             adapted.unload()
             lm.network.eval().requires_grad_(False)
