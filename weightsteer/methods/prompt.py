@@ -45,7 +45,7 @@ def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> PromptPair:
     prompts = load_behavior(recipe).system_prompts
     if number > len(prompts):
         raise RecipeError(
-            f"methods prompt.number: {number}, but behavior {recipe.behavior} has {len(prompts)} pairs of system prompts"
-            ". Choose one that exists, add pairs to the behavior file, or leave the method out"
+            f"methods prompt.number: {number}, but behavior {recipe.behavior} has {len(prompts)} pairs of system "
+            "prompts. Choose one that exists, add pairs to the behavior file, or leave the method out"
         )
     return PromptPair(prompts[number - 1])

@@ -159,8 +159,8 @@ def _explained(ref: ModelRef) -> Iterator[None]:
         if _needs_remote_code(ref.path):
             raise ModelError(
                 f"model {ref.source}: its architecture is code inside the model folder (auto_map in config.json), "
-                "which is never run. Expected an architecture that transformers has. Choose another model, or a transformers "
-                "version that includes this one"
+                "which is never run. Expected an architecture that transformers has. Choose another model, or a "
+                "transformers version that includes this one"
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
