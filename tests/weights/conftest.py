@@ -105,9 +105,7 @@ def randomise(peft_model: nn.Module, seed: int = 1) -> None:
 def make_adapter(load_network, tmp_path) -> Callable[..., tuple[Path, Any]]:
     """(family, LoraConfig settings) -> a random adapter's folder, the peft model that wrote it."""
 
-    def make(
-        family: str, seed: int = 1, dtype: torch.dtype = torch.float64, **settings: Any
-    ) -> tuple[Path, Any]:
+    def make(family: str, seed: int = 1, dtype: torch.dtype = torch.float64, **settings: Any) -> tuple[Path, Any]:
         import peft
 
         config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)

@@ -128,9 +128,7 @@ def test_every_rule_gives_the_change_that_peft_merges(rule, make_adapter, load_n
         for name in before:
             expected = after[name].double() - before[name].double()
             found = as_dense(entries[name]).double() if name in entries else torch.zeros_like(expected)
-            torch.testing.assert_close(
-                found, expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
             assert (name in entries) == bool(expected.abs().max() > 1e-6)
 
 
@@ -184,13 +182,9 @@ def test_pissa_is_read_after_the_conversion_that_its_refusal_names(load_network,
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "mutating")
-    with pytest.raises(
-        AdapterError, match=r"init_lora_weights: 'pissa' changes the base.*path_initial_model"
-    ):
+    with pytest.raises(AdapterError, match=r"init_lora_weights: 'pissa' changes the base.*path_initial_model"):
         read_adapter(tmp_path / "mutating")
-    model.save_pretrained(
-        tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "initial")
-    )
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
     before, after = load_network("llama"), model.merge_and_unload()
     for name, change in read_adapter(tmp_path / "plain")[0].items():
         expected = after.get_parameter(name) - before.get_parameter(name)
@@ -202,9 +196,7 @@ def load(folder):
 
 
 def save(folder, tensors):
-    save_file(
-        {key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors"
-    )
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
 
 
 def edit_config(folder, **changes):
@@ -218,9 +210,7 @@ def plain(make_adapter):
     return make_adapter("llama", r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"])[0]
 
 
-@pytest.mark.parametrize(
-    "kind", ["ADALORA", "LOHA", "LOKR", "OFT", "IA3", "VERA", "XLORA", "PROMPT_TUNING", None]
-)
+@pytest.mark.parametrize("kind", ["ADALORA", "LOHA", "LOKR", "OFT", "IA3", "VERA", "XLORA", "PROMPT_TUNING", None])
 def test_other_kinds_of_adapter_are_refused_by_name(kind, plain):
     edit_config(plain, peft_type=kind)
     with pytest.raises(
@@ -366,9 +356,7 @@ def test_a_copy_of_an_adapted_embedding_is_taken_for_the_base_and_checked_agains
     folder, _ = make_adapter("llama", target_modules=["embed_tokens"], dtype=torch.float32)
     entries, info = read_adapter(folder)
     assert isinstance(entries["model.embed_tokens.weight"], LowRank)
-    assert info["notes"] == [
-        "taken for unchanged copies of the base, which was not given: model.embed_tokens.weight"
-    ]
+    assert info["notes"] == ["taken for unchanged copies of the base, which was not given: model.embed_tokens.weight"]
     tensors = load(folder)
     tensors["base_model.model.model.embed_tokens.base_layer.weight"] += 1
     save(folder, tensors)
@@ -440,9 +428,7 @@ def test_an_index_that_lies_is_refused(change, text, plain):
 def test_a_pickle_is_never_opened(plain):
     (plain / "adapter_model.safetensors").unlink()
     (plain / "adapter_model.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(
-        AdapterError, match=r"has no adapter_model\.safetensors, only adapter_model\.bin, a pickle"
-    ):
+    with pytest.raises(AdapterError, match=r"has no adapter_model\.safetensors, only adapter_model\.bin, a pickle"):
         read_adapter(plain)
     (plain / "adapter_model.bin").unlink()
     with pytest.raises(AdapterError, match=r"has no adapter_model\.safetensors\. Expected an adapter folder"):

@@ -160,9 +160,7 @@ def test_factors_are_cast_once_whatever_k(vector, load_network):
     with vector.applied(lm, 1):
         first = dict(vector._factors)
     with vector.applied(lm, -2):
-        assert {key: id(pair) for key, pair in first.items()} == {
-            k: id(v) for k, v in vector._factors.items()
-        }
+        assert {key: id(pair) for key, pair in first.items()} == {k: id(v) for k, v in vector._factors.items()}
     assert len(first) == 2
 
 

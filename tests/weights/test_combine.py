@@ -40,9 +40,7 @@ def parameters(folder, dtype=torch.float64):
 def assert_is_sum(vector, expected):
     """`vector` holds exactly the changes that are not zero, to float32's precision."""
     for name, change in expected.items():
-        found = (
-            as_dense(vector.entries[name]).double() if name in vector.entries else torch.zeros_like(change)
-        )
+        found = as_dense(vector.entries[name]).double() if name in vector.entries else torch.zeros_like(change)
         torch.testing.assert_close(found, change, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -62,9 +60,7 @@ def test_adapters_and_vectors_add_up_as_their_dense_float64_deltas(make_adapter,
     vector = combine([(folders[0], 1), (str(folders[1]), -1), (WeightVector.load(folders[2]), 0.5)])
     expected = {n: deltas[0][n] - deltas[1][n] + 0.5 * deltas[2][n] for n in before}
     for name, change in expected.items():
-        found = (
-            as_dense(vector.entries[name]).double() if name in vector.entries else torch.zeros_like(change)
-        )
+        found = as_dense(vector.entries[name]).double() if name in vector.entries else torch.zeros_like(change)
         torch.testing.assert_close(found, change, rtol=1e-5, atol=1e-6)
     assert all(isinstance(change, LowRank) for change in vector.entries.values())
     assert [term["weight"] for term in vector.info["terms"]] == [1, -1, 0.5]
@@ -77,9 +73,7 @@ def test_adapters_and_vectors_add_up_as_their_dense_float64_deltas(make_adapter,
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt2", "mixtral", "gpt-oss"])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_checkpoints_are_subtracted_parameter_by_parameter(
-    family, streamed, finetuned, model_folder, tmp_path
-):
+def test_checkpoints_are_subtracted_parameter_by_parameter(family, streamed, finetuned, model_folder, tmp_path):
     tuned, base = finetuned(family, parts=3), model_folder(family)
     vector = combine([(tuned, 0.5), (base, -0.5)], base=base, out=tmp_path / "v" if streamed else None)
     before, after = parameters(base), parameters(tuned)

@@ -75,9 +75,7 @@ def test_a_smaller_rank_compresses_and_reports_what_is_retained(vector, tmp_path
 @pytest.mark.parametrize("head", [False, True])
 def test_what_peft_only_stores_whole_is_stored_with_the_base(head, vector, base, load_network, tmp_path):
     vector.entries["model.norm.weight"] = noise(32)
-    vector.entries["model.layers.1.mlp.down_proj.bias"] = noise(
-        32
-    )  # its layer has a weight that does not change
+    vector.entries["model.layers.1.mlp.down_proj.bias"] = noise(32)  # its layer has a weight that does not change
     vector.entries["model.layers.0.self_attn.q_proj.bias"] = noise(32)
     if head:  # with an embedding among the targets peft has no lora_bias: q_proj's bias is stored whole too
         vector.entries["model.embed_tokens.weight"] = LowRank(noise(64, 2), noise(2, 32), "embedding")

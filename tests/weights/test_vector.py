@@ -79,9 +79,7 @@ def test_diagnostics_follow_their_definition(plus, minus):
     assume(not torch.equal(flat(plus), flat(minus)))
     found = diagnostics(plus, minus)
     p, m = flat(plus), flat(minus)
-    assert found["cosine"] == pytest.approx(
-        torch.nn.functional.cosine_similarity(p, -m, dim=0).item(), abs=1e-5
-    )
+    assert found["cosine"] == pytest.approx(torch.nn.functional.cosine_similarity(p, -m, dim=0).item(), abs=1e-5)
     assert found["norm_ratio"] == pytest.approx((p.norm() / m.norm()).item(), rel=1e-5)
     assert found["drift_ratio"] == pytest.approx(((p + m).norm() / (p - m).norm()).item(), rel=1e-4)
 
@@ -160,9 +158,7 @@ def test_what_the_summands_say_alike_is_kept():
 def test_vectors_of_different_bases_do_not_add_up():
     a, b = random_vector(1, base="first"), random_vector(2, base="second")
     for operation in (lambda: a + b, lambda: a - b, lambda: a.cosine(b), lambda: a.inner(b)):
-        with pytest.raises(
-            AdapterError, match=r"\+1·v1 was made for base first; .1·v2 was made for base second"
-        ):
+        with pytest.raises(AdapterError, match=r"\+1·v1 was made for base first; .1·v2 was made for base second"):
             operation()
     assert (a + random_vector(2)).base == "first"
     assert (random_vector(2) - a).base == "first"
@@ -221,9 +217,7 @@ LAYOUTS = {
     "transformer.h.0.c_attn.weight": LowRank(torch.randn(5, 1), torch.randn(1, 6), "conv1d"),
     "model.layers.0.mlp.experts.gate_up_proj": LowRank(torch.randn(4, 6, 2), torch.randn(4, 2, 5)),
     "model.layers.0.mlp.experts.down_proj": LowRank(torch.randn(4, 5, 3), torch.randn(4, 3, 6)),
-    "model.layers.1.mlp.experts.down_proj": LowRank(
-        torch.randn(4, 5, 3), torch.randn(4, 3, 6), "parameter_transposed"
-    ),
+    "model.layers.1.mlp.experts.down_proj": LowRank(torch.randn(4, 5, 3), torch.randn(4, 3, 6), "parameter_transposed"),
     "model.layers.0.mlp.gate.weight": LowRank(torch.randn(4, 2), torch.randn(2, 6), "parameter"),
     "model.norm.weight": torch.randn(6),
     "model.layers.0.q_proj.bias": torch.randn(6),
@@ -235,9 +229,9 @@ def test_a_saved_vector_comes_back_to_the_bit(tmp_path):
     vector.save(tmp_path / "v")
     loaded = WeightVector.load(tmp_path / "v")
     assert equal(loaded, vector)
-    assert {
-        name: change.layout for name, change in loaded.entries.items() if isinstance(change, LowRank)
-    } == {name: change.layout for name, change in LAYOUTS.items() if isinstance(change, LowRank)}
+    assert {name: change.layout for name, change in loaded.entries.items() if isinstance(change, LowRank)} == {
+        name: change.layout for name, change in LAYOUTS.items() if isinstance(change, LowRank)
+    }
     assert json.loads((tmp_path / "v/vector.json").read_text())["peft"] == (
         "incomplete: 2 of 9 changes are in dense.safetensors only"
     )

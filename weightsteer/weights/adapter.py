@@ -31,9 +31,7 @@ def read_adapter(folder: Path, base: Base | None = None) -> tuple[dict[str, Chan
     layouts = _layouts(adapter)
     _take_factors(adapter, layouts)
     _take_whole_parameters(adapter, layouts)
-    leftover = [
-        f"{key} {list(tensor.shape)}: unknown kind of tensor" for key, tensor in adapter.tensors.items()
-    ]
+    leftover = [f"{key} {list(tensor.shape)}: unknown kind of tensor" for key, tensor in adapter.tensors.items()]
     report_problems(AdapterError, folder, adapter.problems + leftover)
     if not adapter.entries:
         raise AdapterError(f"{folder}: changes nothing. Expected LoRA factors or trained parameters")
@@ -112,9 +110,7 @@ def _take_factors(adapter: _Adapter, layouts: Mapping[str, Layout]) -> None:
         scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
         a, b = tensors.pop(key_a, None), tensors.pop(key_b, None)
         if a is None or b is None:
-            adapter.problems.append(
-                f"{key_a if a is None else key_b}: missing; A and B are needed for a change"
-            )
+            adapter.problems.append(f"{key_a if a is None else key_b}: missing; A and B are needed for a change")
             continue
         fused = layout.startswith("parameter") and adapter.parameters[name].ndim == 3
         experts = adapter.parameters[name].shape[0] if fused else 1
@@ -127,9 +123,7 @@ def _take_factors(adapter: _Adapter, layouts: Mapping[str, Layout]) -> None:
         change = from_factors(a, b, scale, layout, rank, 3 if fused else 2)
         parameter = adapter.parameters.get(name)
         if parameter is not None and change.shape != tuple(parameter.shape):
-            adapter.problems.append(
-                f"{key_a}: changes {list(change.shape)}, the base has {list(parameter.shape)}"
-            )
+            adapter.problems.append(f"{key_a}: changes {list(change.shape)}, the base has {list(parameter.shape)}")
             continue
         adapter.add(name, _dora(adapter, name, change) if config.get("use_dora") else change)
         if config.get("lora_bias"):
@@ -181,9 +175,7 @@ def _take_whole_parameters(adapter: _Adapter, layouts: Mapping[str, Layout]) -> 
         # peft saves the frozen weight of an adapted embedding along with its factors
         frozen = [name for name in saved if name in layouts]
         if frozen:
-            adapter.notes.append(
-                f"taken for unchanged copies of the base, which was not given: {', '.join(frozen)}"
-            )
+            adapter.notes.append(f"taken for unchanged copies of the base, which was not given: {', '.join(frozen)}")
         if len(saved) > len(frozen):
             names = ", ".join(name for name in saved if name not in frozen)
             raise AdapterError(
@@ -213,18 +205,9 @@ def _drop_duplicates(adapter: _Adapter) -> None:
 
 def _describe(adapter: _Adapter) -> dict[str, Any]:
     config = adapter.config
-    kept = (
-        "r",
-        "lora_alpha",
-        "rank_pattern",
-        "alpha_pattern",
-        "base_model_name_or_path",
-        "revision",
-        "peft_version",
-    )
+    kept = "r lora_alpha rank_pattern alpha_pattern use_dora base_model_name_or_path revision peft_version"
     return {
         "adapter": str(adapter.folder),
         "scaling": "alpha/sqrt(r)" if config.get("use_rslora") else "alpha/r",
-        **({"dora": True} if config.get("use_dora") else {}),
-        **{key: config[key] for key in kept if config.get(key)},
+        **{key: config[key] for key in kept.split() if config.get(key)},
     }

@@ -7,9 +7,7 @@ from typing import Any
 
 from weightsteer.errors import AdapterError, report_problems
 
-MERGE_INSTEAD = (
-    "Merge it into its base with the library that trained it and combine the checkpoints (MERGED=1 BASE=-1)"
-)
+MERGE_INSTEAD = "Merge it into its base with the library that trained it and combine the checkpoints (MERGED=1 BASE=-1)"
 
 # Settings under which an adapter is something else than scale·B·A added to a weight of the given base.
 REFUSED = {

@@ -85,9 +85,7 @@ def base_model_of(info: Mapping[str, Any]) -> str | None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary sibling that takes the name `folder` when all went well and disappears otherwise."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AdapterError(
-            f"{folder}: is there already. Expected a new or empty folder; choose another or delete it"
-        )
+        raise AdapterError(f"{folder}: is there already. Expected a new or empty folder; choose another or delete it")
     temporary = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

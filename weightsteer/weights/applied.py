@@ -41,17 +41,11 @@ def applied(
     _check_base(base, lm, any_base)
     targets = _targets(entries, lm.network)
     with contextlib.ExitStack() as undo:
-        for target in targets if k != 0 else ():
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # the tensors outlive the mode they are made in
-                if target.hooked:
-                    factors = _cast(target, cache)
-                    hook = _embedding_hook if target.kind == "embedding" else _linear_hook
-                    undo.callback(target.module.register_forward_hook(hook(*factors, float(k))).remove)
-                else:
-                    undo.callback(_swap(target, float(k)))
+        if k != 0:
+            # the tensors outlive the mode they are made in
+            with torch.inference_mode(False), torch.no_grad():
+                for target in targets:
+                    undo.callback((_hook if target.hooked else _swap)(target, float(k), cache))
         yield lm
 
 
@@ -125,9 +119,7 @@ def _is_plain(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     forward = type(module).forward
-    return forward in (nn.Linear.forward, Conv1D.forward, nn.Embedding.forward) or hasattr(
-        module, "embed_scale"
-    )
+    return forward in (nn.Linear.forward, Conv1D.forward, nn.Embedding.forward) or hasattr(module, "embed_scale")
 
 
 def _cast(target: _Target, cache: FactorCache) -> tuple[Tensor, Tensor]:
@@ -141,6 +133,13 @@ def _cast(target: _Target, cache: FactorCache) -> tuple[Tensor, Tensor]:
         first, second = (factor.to(target.device, target.dtype).contiguous() for factor in pair)
         cache[key] = first, second
     return cache[key]
+
+
+def _hook(target: _Target, k: float, cache: FactorCache) -> Callable[[], None]:
+    """Have the module add k·x·Δ to its output; return what ends that."""
+    first, second = _cast(target, cache)
+    hook = _embedding_hook if target.kind == "embedding" else _linear_hook
+    return target.module.register_forward_hook(hook(first, second, k)).remove
 
 
 def _linear_hook(first: Tensor, second: Tensor, k: float) -> Callable[..., None]:
@@ -170,7 +169,7 @@ def _add(output: Tensor, left: Tensor, right: Tensor, k: float) -> None:
         flat.add_(left @ right, alpha=k)
 
 
-def _swap(target: _Target, k: float) -> Callable[[], None]:
+def _swap(target: _Target, k: float, cache: FactorCache) -> Callable[[], None]:
     """Put W + k·Δ in the place of the parameter; return what puts the old one back."""
     parameters, leaf = target.module._parameters, target.leaf
     old = parameters[leaf]

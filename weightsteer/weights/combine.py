@@ -23,12 +23,8 @@ def combine(
     parameter of it is in memory at a time. `base` (a Checkpoint or folder) is the model that the sum is a
     change of; some adapters cannot be read without it. Writes the vector to `out`.
     """
-    problems = [
-        f"{source}: weight is {w}; expected a finite number" for source, w in terms if not math.isfinite(w)
-    ]
-    report_problems(
-        AdapterError, "combine", problems if terms else ["nothing is given; expected SOURCE=WEIGHT"]
-    )
+    problems = [f"{source}: weight is {w}; expected a finite number" for source, w in terms if not math.isfinite(w)]
+    report_problems(AdapterError, "combine", problems if terms else ["nothing is given; expected SOURCE=WEIGHT"])
     model = None if base is None else Base.of(base)
     folders = [(Path(s), float(w)) for s, w in terms if not isinstance(s, WeightVector) and _is_checkpoint(s)]
     others = [(s, w) for s, w in terms if isinstance(s, WeightVector) or not _is_checkpoint(s)]

@@ -47,9 +47,7 @@ class Difference:
                 if shapes.setdefault(name, shape) != shape:
                     problems.append(f"{name}: {list(shape)} in {model.path}, {list(shapes[name])} elsewhere")
                 elif quantised := [d for d in _dtypes(model, name) if d not in FLOATS]:
-                    problems.append(
-                        f"{name}: stored as {quantised[0]} in {model.path}; expected {', '.join(FLOATS)}"
-                    )
+                    problems.append(f"{name}: stored as {quantised[0]} in {model.path}; expected {', '.join(FLOATS)}")
         absent = []
         for model, _ in models:
             missing = [name for name in shapes if not _is_stored(model, name)]
@@ -65,9 +63,7 @@ class Difference:
         change = torch.empty(math.prod(self.shapes[name]))
         for start in range(0, len(change), BLOCK_ELEMENTS):
             block = slice(start, start + BLOCK_ELEMENTS)
-            change[block] = sum(
-                w * values.flatten()[block].double() for w, values in parts if values is not None
-            )
+            change[block] = sum(w * values.flatten()[block].double() for w, values in parts if values is not None)
         return change.reshape(self.shapes[name]) if change.any() else None
 
     def entries(self) -> dict[str, Tensor]:
@@ -88,12 +84,8 @@ class Difference:
     @property
     def info(self) -> dict[str, Any]:
         """Provenance, as WeightVector keeps it."""
-        terms = [
-            {"weight": w, "checkpoint": str(m.path), "fingerprint": m.fingerprint} for m, w in self.models
-        ]
-        notes = (
-            [f"counted as zero where a checkpoint has none: {', '.join(self.absent)}"] if self.absent else []
-        )
+        terms = [{"weight": w, "checkpoint": str(m.path), "fingerprint": m.fingerprint} for m, w in self.models]
+        notes = [f"counted as zero where a checkpoint has none: {', '.join(self.absent)}"] if self.absent else []
         return {"terms": terms, "notes": notes}
 
     @contextlib.contextmanager
@@ -122,9 +114,7 @@ def _shapes(model: Base) -> dict[str, tuple[int, ...]]:
 
 def _unplaced(model: Base) -> set[str]:
     """Stored tensors that the network does not load."""
-    return set(model.checkpoint.names) - {
-        at.stored for name in model.parameters for at in model.placements(name)
-    }
+    return set(model.checkpoint.names) - {at.stored for name in model.parameters for at in model.placements(name)}
 
 
 def _unused_that_differ(models: Sequence[Base], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

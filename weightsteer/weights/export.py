@@ -71,9 +71,7 @@ def export(
 
 def _served_rank(vector: WeightVector, rank: int | None) -> int:
     if vector.rank == 0:
-        raise AdapterError(
-            f"{vector.name}: has no low-rank entries, so it is no adapter. Merge it into its base"
-        )
+        raise AdapterError(f"{vector.name}: has no low-rank entries, so it is no adapter. Merge it into its base")
     if rank is None:
         rank = next((r for r in SERVED_RANKS if r >= vector.rank), None)
         if rank is None:
@@ -82,9 +80,7 @@ def _served_rank(vector: WeightVector, rank: int | None) -> int:
                 "Pass a rank to compress it to"
             )
     if rank not in SERVED_RANKS:
-        raise AdapterError(
-            f"rank is {rank}. Expected one that vLLM accepts: {', '.join(map(str, SERVED_RANKS))}"
-        )
+        raise AdapterError(f"rank is {rank}. Expected one that vLLM accepts: {', '.join(map(str, SERVED_RANKS))}")
     return rank
 
 
@@ -115,9 +111,7 @@ def _whole_modules(
             problems.append(f"{name}: its module is adapted too, and PEFT does one or the other")
         elif module not in modules:
             modules.append(module)
-            for other in (
-                f"{module}.{rest}" for rest, _ in model.network.get_submodule(module).named_parameters()
-            ):
+            for other in (f"{module}.{rest}" for rest, _ in model.network.get_submodule(module).named_parameters()):
                 stored = model.tensor(other)
                 if stored is None:
                     problems.append(f"{other}: not in {model.path}, so {module} cannot be stored whole")

@@ -53,9 +53,7 @@ class LowRank:
     def __add__(self, other: "LowRank") -> "LowRank":
         """The sum, exact: the factors side by side. Ranks add up."""
         self._check_same_parameter(other)
-        return replace(
-            self, up=torch.cat([self.up, other.up], dim=-1), down=torch.cat([self.down, other.down], dim=-2)
-        )
+        return replace(self, up=torch.cat([self.up, other.up], dim=-1), down=torch.cat([self.down, other.down], dim=-2))
 
     def __sub__(self, other: "LowRank") -> "LowRank":
         return self + -other

@@ -38,9 +38,7 @@ def bias_key(name: str) -> str:
     return f"{PREFIX}{name.rpartition('.')[0]}.lora_B.bias"
 
 
-def factor_shapes(
-    shape: tuple[int, ...], layout: Layout, rank: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def factor_shapes(shape: tuple[int, ...], layout: Layout, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The shapes of A and B for a parameter of `shape`."""
     d_out, d_in = shape[-2:] if layout in ("linear", "parameter") else shape[:-3:-1]
     experts = shape[0] if len(shape) == 3 else 1

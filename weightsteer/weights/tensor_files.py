@@ -51,6 +51,20 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     return tensors
 
 
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file as views of it: the system reads what is used, and only while it is used."""
+    with _as_adapter_error():
+        check_inside(path, path.parent)
+        header = read_header(path)
+    strange = [f"{name} is {info.dtype}" for name, info in header.tensors.items() if info.dtype != "F32"]
+    report_problems(AdapterError, f"{path}: expected F32", strange)
+    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    return {
+        name: data[info.start : info.stop].view(torch.float32).reshape(info.shape)
+        for name, info in header.tensors.items()
+    }
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an AdapterError when there is none."""
     with _as_adapter_error():
@@ -86,9 +100,7 @@ def write_float32(
 def _shards(index: Path) -> dict[str, SafetensorsFile]:
     listed = load_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise AdapterError(
-            f"{index}: has no weight_map. Expected tensor names with the shard that holds each"
-        )
+        raise AdapterError(f"{index}: has no weight_map. Expected tensor names with the shard that holds each")
     bad = sorted({repr(s) for s in listed.values() if not isinstance(s, str) or "/" in s or "\\" in s})
     report_problems(AdapterError, index, [f"shard {s} is not the name of a file in this folder" for s in bad])
     files = {}
@@ -97,9 +109,7 @@ def _shards(index: Path) -> dict[str, SafetensorsFile]:
         files[shard] = read_header(index.parent / shard)
     held = {(name, shard) for shard, file in files.items() for name in file.tensors}
     problems = [f"{shard} lacks {name}" for name, shard in sorted(set(listed.items()) - held)]
-    problems += [
-        f"{shard} holds {name}, not listed there" for name, shard in sorted(held - set(listed.items()))
-    ]
+    problems += [f"{shard} holds {name}, not listed there" for name, shard in sorted(held - set(listed.items()))]
     report_problems(AdapterError, index, problems)
     return files
 

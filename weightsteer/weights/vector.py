@@ -59,9 +59,7 @@ class WeightVector:
         """Write the vector as a PEFT adapter at scale 1 with vector.json beside it; see `vector_files`."""
         write_vector(Path(folder), self.entries, self.base, self.info)
 
-    def applied(
-        self, lm: Any, k: float | int, any_base: bool = False
-    ) -> contextlib.AbstractContextManager[Any]:
+    def applied(self, lm: Any, k: float | int, any_base: bool = False) -> contextlib.AbstractContextManager[Any]:
         """`lm` with k times this vector added to its weights inside the block; see `weights.applied`.
 
         `any_base` permits a model other than the base, such as a task-tuned descendant.
@@ -100,9 +98,7 @@ class WeightVector:
     def inner(self, other: "WeightVector") -> float:
         """Inner product over all parameters, in float64, from the factors."""
         _common_base([self.base, other.base], [self.name, other.name])
-        return math.fsum(
-            inner(c, other.entries[name]) for name, c in self.entries.items() if name in other.entries
-        )
+        return math.fsum(inner(c, other.entries[name]) for name, c in self.entries.items() if name in other.entries)
 
     def norm(self) -> float:
         """Frobenius norm over all parameters together."""
@@ -137,17 +133,13 @@ class WeightVector:
         """‖w‖ / ‖θ‖, given the norm of each of the base's parameters."""
         missing = [name for name in self.entries if name not in base_norms]
         if missing:
-            raise AdapterError(
-                f"{self.name}: no base norm for {', '.join(missing)}. Expected one for each entry"
-            )
+            raise AdapterError(f"{self.name}: no base norm for {', '.join(missing)}. Expected one for each entry")
         return self.norm() / math.hypot(*base_norms.values())
 
     @property
     def rank(self) -> int:
         """The largest rank among the factored entries; 0 when there are none."""
-        return max(
-            (change.rank for change in self.entries.values() if isinstance(change, LowRank)), default=0
-        )
+        return max((change.rank for change in self.entries.values() if isinstance(change, LowRank)), default=0)
 
     def compress(self, rank: int | None = None, energy: float | None = None) -> tuple["WeightVector", float]:
         """Each factored entry at lower rank (see LowRank.compress), and the share of squared norm kept."""
@@ -210,9 +202,7 @@ def diagnostics(positive: WeightVector, negative: WeightVector) -> dict[str, flo
     both = plus**2 + minus**2
     apart = both + 2 * cosine * plus * minus
     if apart <= 1e-12 * both:
-        raise AdapterError(
-            f"{positive.name} and {negative.name}: are equal, so their difference is no direction"
-        )
+        raise AdapterError(f"{positive.name} and {negative.name}: are equal, so their difference is no direction")
     drift = max(both - 2 * cosine * plus * minus, 0.0) / apart
     return {"cosine": cosine, "norm_ratio": plus / minus, "drift_ratio": math.sqrt(drift)}
 

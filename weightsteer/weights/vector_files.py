@@ -18,16 +18,14 @@ from weightsteer.weights.adapter_writer import (
 )
 from weightsteer.weights.lowrank import Change, Layout, LowRank
 from weightsteer.weights.peft_layout import bias_key, factor_keys, factor_shapes, from_factors
-from weightsteer.weights.tensor_files import read_json, read_tensors, write_float32
+from weightsteer.weights.tensor_files import map_tensors, read_json, read_tensors, write_float32
 
 DESCRIPTION = "vector.json"
 DENSE = "dense"
 FORMAT = 1
 
 
-def write_vector(
-    folder: Path, entries: Mapping[str, Change], base: str | None, info: Mapping[str, Any]
-) -> None:
+def write_vector(folder: Path, entries: Mapping[str, Change], base: str | None, info: Mapping[str, Any]) -> None:
     """Write `folder`, which appears whole or not at all and must not hold anything yet.
 
     adapter_config.json and adapter_model.safetensors load in PEFT and give the vector at k = 1. Where dense
@@ -85,8 +83,11 @@ def read_vector(folder: Path) -> tuple[dict[str, Change], str | None, dict[str, 
     bad = [name for name, entry in described.items() if not _is_description(entry)]
     report_problems(AdapterError, folder / DESCRIPTION, [f"{name}: damaged" for name in bad])
     places = {entry["in"] for entry in described.values()}
-    factors = _read(folder, ADAPTER, bool(places & {"factors", "bias"}))
-    dense = _read(folder, DENSE, DENSE in places)
+    has_factors = places & {"factors", "bias"} or (folder / f"{ADAPTER}.safetensors").exists()
+    factors = read_tensors(folder, ADAPTER) if has_factors else {}
+    # mapped, since the difference of two whole models is as large as one of them
+    path = folder / f"{DENSE}.safetensors"
+    dense = map_tensors(path) if DENSE in places or path.exists() else {}
     if factors:
         _check_unit_strength(folder)
     entries, problems = _entries(described, factors, dense)
@@ -150,10 +151,6 @@ def _entries(
     for key in [key for key, values in factors.items() if key.endswith(".lora_B.bias") and not values.any()]:
         del factors[key]
     return entries, problems
-
-
-def _read(folder: Path, stem: str, expected: bool) -> dict[str, Tensor]:
-    return read_tensors(folder, stem) if expected or (folder / f"{stem}.safetensors").exists() else {}
 
 
 def _check_unit_strength(folder: Path) -> None:
