@@ -12,6 +12,8 @@ from weightsteer import __version__, progress
 from weightsteer.errors import WeightsteerError
 
 OK, NEGATIVE, BAD_INPUT, NOT_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
+# What typer raises for a wrong command line; of the whole family it exports only BadParameter.
+(UsageError,) = typer.BadParameter.__bases__
 
 app = typer.Typer(
     name="weightsteer",
@@ -152,7 +154,7 @@ def evaluate_model(
         Path | None, typer.Option("--vector", metavar="V", help="Vector or adapter to steer with.")
     ] = None,
     k: Strength = 1.0,
-    limit: Annotated[int | None, typer.Option("--limit", help="Use at most so many items.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many items.")] = None,
     any_base: AnyBase = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -173,7 +175,8 @@ def evaluate_model(
         if vector is not None:
             steering = WeightVector.load(vector).applied(lm, k, any_base)
         with steering as steered:
-            results = [evaluate(steered, name, limit=limit) for name in evals]
+            method, strength = ("base", 0.0) if vector is None else (str(vector), k)
+            results = [evaluate(steered, name, limit=limit, method=method, k=strength) for name in evals]
     lines = []
     for result in results:
         lines += [f"{result.eval} (n = {result.n}, unscored {result.n_unscored})"]
@@ -197,7 +200,10 @@ def show(
 def main() -> None:
     """Run the program; expected errors are printed alone, anything else keeps its traceback."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        error.show()  # pyright: ignore[reportAttributeAccessIssue]
+        sys.exit(BAD_INPUT)
     except WeightsteerError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -85,7 +85,7 @@ def evaluate(
     """
     plugin = find_plugin("evals", eval if isinstance(eval, str) else eval.name)
     settings = plugin.Settings(name=eval) if isinstance(eval, str) else eval
-    items = draw(plugin.read_items(settings, pairs), limit or settings.limit, seed)
+    items = draw(plugin.read_items(settings, pairs), settings.limit if limit is None else limit, seed)
     start = time.monotonic()
     scores = plugin.score(lm, items)
     seconds = time.monotonic() - start
