@@ -92,7 +92,7 @@ def in_order(
     A result may lie in its lane's buffers: it is valid until the next one is asked for.
     """
     free, running = deque(lanes), deque()
-    with ThreadPoolExecutor(len(lanes) // 2, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+    with ThreadPoolExecutor(len(lanes) // 2) as threads:
         try:
             for item in items:
                 if not free:

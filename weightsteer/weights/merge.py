@@ -90,7 +90,7 @@ def merge(
         _check_room(plan, partial, journal)
         seconds = _write_shards(plan, partial, journal)
         applied = sum((journal.finished[shard][1] for shard in plan.shards), Applied())
-        _check_applied(plan, applied)
+        _check_applied(plan, applied, partial)
         recorded, files, left_out = _write_companions(plan, partial)
         provenance = Provenance(
             job=job,
@@ -100,7 +100,7 @@ def merge(
             dtype=dtype,
             any_base=any_base,
             untied=plan.untied,
-            applied=_summary(applied),
+            applied=applied.summary(),
             shards={shard: journal.finished[shard][0] for shard in plan.shards},
             files=files,
             left_out=left_out,
@@ -232,7 +232,8 @@ def _write_shards(plan: Plan, partial: Path, journal: Journal) -> dict[str, floa
                 continue
             writer = ShardWriter(partial / shard, plan.header(shard), disk)
             applied = Applied()
-            for _, (data, part) in in_order(compute, plan.chunks(shard, device), lanes):
+            chunks = (chunk for target in plan.shards[shard] for chunk in plan.chunks(target, device))
+            for _, (data, part) in in_order(compute, chunks, lanes):
                 writer.write(data.numpy().data)
                 applied += part
                 advance((done + len(data) >> 20) - (done >> 20))
@@ -263,8 +264,9 @@ def _device(plan: Plan) -> torch.device:
     return torch.device("cuda") if work > CUDA_WORTHWHILE else CPU
 
 
-def _check_applied(plan: Plan, applied: Applied) -> None:
+def _check_applied(plan: Plan, applied: Applied, partial: Path) -> None:
     if applied.asked and not applied.moved:
+        shutil.rmtree(partial)
         raise CheckpointError(
             f"{plan.base.path}: not one of {applied.elements} elements moved: the change, of norm "
             f"{math.sqrt(applied.asked):.3g}, is lost in rounding. Expected a steered checkpoint. Choose a larger k, "
@@ -333,16 +335,6 @@ def _result(
     targets = [target for targets in plan.shards.values() for target in targets]
     changed = sum(bool(target.pieces) for target in targets)
     return MergeResult(out, provenance, skipped, len(targets), changed, plan.data_bytes, seconds)
-
-
-def _summary(applied: Applied) -> dict[str, Any]:
-    return {
-        "share": applied.share,
-        "cosine": applied.cosine,
-        "moved": applied.moved_share,
-        "norm": math.sqrt(applied.asked),
-        "elements": applied.elements,
-    }
 
 
 @contextlib.contextmanager

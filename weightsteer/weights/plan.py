@@ -16,6 +16,7 @@ from weightsteer.weights.checkpoint import FLOATS, Checkpoint
 from weightsteer.weights.lowrank import Change, LowRank
 from weightsteer.weights.placement import EMBEDDINGS, HEAD, Placement, find, place
 from weightsteer.weights.scale import Scale
+from weightsteer.weights.side_files import ADAPTER_CONFIG
 from weightsteer.weights.vector import WeightVector
 
 # What `dtype` may be, and how safetensors names it.
@@ -64,15 +65,14 @@ class Plan:
         """Weight and entry of every vector that changes the parameter `name`."""
         return _terms(self.additions, self.factors, name)
 
-    def chunks(self, shard: str, device: torch.device) -> Iterator[Chunk]:
-        """The work on one shard, in the order of its bytes."""
-        for target in self.shards[shard]:
-            if not target.pieces:
-                yield from copies(target.source, target.dtype)
-            wide = accumulator(target.source.dtype, target.dtype)
-            for at, name in target.pieces:
-                change = Delta.of(self.terms(name), at, wide, device)
-                yield from split(target.source, target.dtype, at, change)
+    def chunks(self, target: Target, device: torch.device) -> Iterator[Chunk]:
+        """The work on one tensor, in the order of its bytes."""
+        if not target.pieces:
+            yield from copies(target.source, target.dtype)
+        wide = accumulator(target.source.dtype, target.dtype)
+        for at, name in target.pieces:
+            change = Delta.of(self.terms(name), at, wide, device)
+            yield from split(target.source, target.dtype, at, change)
 
     def header(self, shard: str) -> bytes:
         """The first bytes of a shard; those of the base when nothing in them changes."""
@@ -187,7 +187,7 @@ def _check_base(base: Checkpoint, dtype: str | None) -> None:
             f"{base.path}: is quantised ({method}), so that no change can be added exactly. Expected float weights. "
             "Merge into the unquantised model, then quantise the result"
         )
-    if (base.path / "adapter_config.json").exists():
+    if (base.path / ADAPTER_CONFIG).exists():
         raise CheckpointError(
             f"{base.path}: holds an adapter beside the model, which transformers would load along. Expected the "
             "model alone. Move the adapter elsewhere, and merge it as `adapter` if it is meant"
@@ -234,9 +234,7 @@ def _config_ties(base: Checkpoint) -> bool:
     return flag
 
 
-def _are_equal(
-    left: Sequence[tuple[float, Change]], right: Sequence[tuple[float, Change]]
-) -> bool:
+def _are_equal(left: Sequence[tuple[float, Change]], right: Sequence[tuple[float, Change]]) -> bool:
     return len(left) == len(right) and all(
         wl == wr and _same_entry(el, er) for (wl, el), (wr, er) in zip(left, right, strict=True)
     )

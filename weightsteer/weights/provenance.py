@@ -65,17 +65,31 @@ class Provenance:
 
 
 def _is_sound(content: Mapping[str, Any]) -> bool:
-    """Whether what verification relies on has the types it needs."""
-    keys = {"folder": str, "role": str, "k": (int, float), "digest": str}
+    """Whether what verification relies on is of the kind that it needs."""
+    scale, numbers = content["scale"], (int, float)
     return (
         all(isinstance(content[key], dict) for key in ("job", "base", "shards", "files", "applied"))
         and isinstance(content["base"].get("fingerprint"), str)
-        and isinstance(content["vectors"], list)
-        and all(
-            isinstance(v, dict) and all(isinstance(v.get(key), kind) for key, kind in keys.items())
-            for v in content["vectors"]
-        )
-        and isinstance(content["scale"], dict | None)
+        and isinstance(content["base"].get("source"), str)
+        and isinstance(content["base"].get("revision"), str | None)
         and isinstance(content["dtype"], str | None)
         and all(isinstance(v, str) for key in ("shards", "files") for v in content[key].values())
+        and isinstance(content["vectors"], list)
+        and all(_is_vector(vector) for vector in content["vectors"])
+        and (
+            scale is None
+            or (isinstance(scale, dict) and set(scale) == {"alpha", "beta", "divisor", "modules"})
+        )
+        and (scale is None or all(isinstance(v, numbers) for v in (scale["alpha"], scale["beta"])))
+        and (scale is None or isinstance(scale["modules"], dict))
+        and (scale is None or all(isinstance(v, numbers) for v in scale["modules"].values()))
+    )
+
+
+def _is_vector(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("role") in ("vector", "adapter")
+        and isinstance(value.get("k"), int | float)
+        and isinstance(value.get("digest"), str)
     )

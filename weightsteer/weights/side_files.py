@@ -11,6 +11,7 @@ from weightsteer.models.safetensors_file import INDEX, WEIGHT_SUFFIXES, check_in
 from weightsteer.weights.checkpoint import CONFIG, Checkpoint
 from weightsteer.weights.provenance import PROVENANCE, STEERING
 
+ADAPTER_CONFIG = "adapter_config.json"
 CARD, BASE_CARD = "README.md", "BASE_README.md"
 OWN = (PROVENANCE, STEERING, BASE_CARD)  # of a base that is a merged checkpoint itself
 
