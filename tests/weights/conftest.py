@@ -1,6 +1,8 @@
 """Tiny random models of several families, and adapters on them that peft itself made."""
 
-from collections.abc import Callable
+import random
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,33 @@ def make_adapter(load_network, tmp_path) -> Callable[..., tuple[Path, Any]]:
         return folder, model.eval()
 
     return make
+
+
+TOKENS = (b"null", b"true", b"-1", b"0", b"1e999", b"99999999999999999999", b"[]", b"{}", b'"x"', b"1.5")
+
+
+@pytest.fixture
+def damaged() -> Callable[..., Iterator[bytes]]:
+    """(content, where to damage it at most, count) -> the content with a few bytes or tokens of JSON changed."""
+
+    def damage(content: bytes, head: int, count: int) -> Iterator[bytes]:
+        rng = random.Random(0)
+        tokens = list(re.finditer(rb'"[^"]*"|-?\d+|null|true|false', content[:head]))
+        for _ in range(count):
+            result = bytearray(content)
+            at = rng.randrange(min(head, len(content)))
+            match rng.randrange(5):
+                case 0:
+                    result[at] = rng.randrange(256)
+                case 1:
+                    del result[at : at + rng.randint(1, 9)]
+                case 2:
+                    result[at:at] = bytes(rng.choices(b'0"},]:truenlAB', k=rng.randint(1, 4)))
+                case 3:
+                    del result[at:]
+                case _:
+                    token = rng.choice(tokens)
+                    result[token.start() : token.end()] = rng.choice(TOKENS)
+            yield bytes(result)
+
+    return damage

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import math
@@ -360,6 +361,20 @@ def test_a_folder_whose_files_disagree_is_refused(file, change, text, tmp_path):
     edit(tmp_path / "v" / file, change)
     with pytest.raises(AdapterError, match=text):
         WeightVector.load(tmp_path / "v")
+
+
+def test_damage_of_any_kind_is_an_error_of_ours(tmp_path, damaged):
+    WeightVector(LAYOUTS, "print", random_vector(1).info).save(tmp_path / "v")
+    for file in ("vector.json", "adapter_config.json", "adapter_model.safetensors", "dense.safetensors"):
+        path = tmp_path / "v" / file
+        whole = path.read_bytes()
+        for content in damaged(whole, 2000, 150):
+            path.write_bytes(content)
+            with contextlib.suppress(AdapterError):  # or a vector that can be used
+                loaded = WeightVector.load(tmp_path / "v")
+                assert (loaded - 2 * loaded).name
+        path.write_bytes(whole)
+    WeightVector.load(tmp_path / "v")
 
 
 def test_the_base_is_checked_where_it_is_given(tmp_path, base):

@@ -78,7 +78,7 @@ def read_vector(folder: Path) -> tuple[dict[str, Change], str | None, dict[str, 
         )
     if not isinstance(described, dict) or not isinstance(info, dict) or not isinstance(base, str | None):
         raise damaged
-    if not _are_terms(info.get("terms", [])) or not isinstance(info.get("notes", []), list):
+    if not _are_terms(info.get("terms", [])) or not _are_notes(info.get("notes", [])):
         raise damaged
     bad = [name for name, entry in described.items() if not _is_description(entry)]
     report_problems(AdapterError, folder / DESCRIPTION, [f"{name}: damaged" for name in bad])
@@ -106,6 +106,10 @@ def _are_terms(terms: Any) -> bool:
     return isinstance(terms, list) and all(
         isinstance(term, dict) and isinstance(term.get("weight"), int | float) for term in terms
     )
+
+
+def _are_notes(notes: Any) -> bool:
+    return isinstance(notes, list) and all(isinstance(note, str) for note in notes)
 
 
 def _is_description(entry: Any) -> bool:
