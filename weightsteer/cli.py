@@ -13,7 +13,7 @@ from weightsteer.errors import WeightsteerError
 
 OK, NEGATIVE, BAD_INPUT, NOT_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
 # What typer raises for a wrong command line; of the whole family it exports only BadParameter.
-(UsageError,) = typer.BadParameter.__bases__
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="weightsteer",

@@ -5,7 +5,7 @@ import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,22 +118,6 @@ class Recipe(Part):
             raise ValueError(f"names a strength twice: {list(value)}")
         return tuple(sorted(value))
 
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> "Recipe":
-        names = [e.name for e in self.evals]
-        for parts in (names, [m.name for m in self.methods]):
-            for name in {n for n in parts if parts.count(n) > 1}:
-                raise ValueError(f"'{name}' is listed twice; merge the two entries")
-        if self.choose and self.merge_k is not None:
-            raise ValueError("both `choose` and `merge_k` are set; keep one")
-        if self.choose:
-            for key in (self.choose.eval, *self.choose.keep):
-                if key.split(".")[0] not in names:
-                    raise ValueError(f"choose names the eval '{key}', which is not among evals {names}")
-        if (self.choose or self.merge_k is not None) and "weights" not in [m.name for m in self.methods]:
-            raise ValueError("a checkpoint is asked for, but 'weights' is not among the methods; only it can be merged")
-        return self
-
     def method(self, name: str) -> Any:
         """Settings of the method `name`; a RecipeError when the recipe does not have it."""
         return _named(self.methods, name, "methods")
@@ -186,11 +170,42 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: Mapping[str, Any], path: Path) -> Recipe:
     """Check the mapping of a recipe that stands in (or belongs to) the file `path`."""
     folder = path.resolve().parent
-    problems: list[str] = []
+    problems = ["folder: unknown key"] if "folder" in raw else []
     plugins = {room: _plugins(room, raw.get(room), problems) for room in ("methods", "evals") if room in raw}
     recipe = _validate(Recipe, {**raw, **plugins, "folder": folder}, path, problems)
-    load_behavior(recipe)
+    problems = _contradictions(recipe)
+    try:
+        load_behavior(recipe)
+    except RecipeError as error:
+        problems.append(str(error))
+    report_problems(RecipeError, path, problems)
     return _absolute(recipe, folder)
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    """What does not go together in a recipe whose every key is right by itself."""
+    evals, methods = [e.name for e in recipe.evals], [m.name for m in recipe.methods]
+    problems = [
+        f"{key}: '{name}' is listed twice; merge the two entries"
+        for key, names in (("methods", methods), ("evals", evals))
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    if recipe.choose and recipe.merge_k is not None:
+        problems.append("both `choose` and `merge_k` are set; keep one")
+    for key in (recipe.choose.eval, *recipe.choose.keep) if recipe.choose else ():
+        name, _, metric = key.partition(".")
+        if name not in evals:
+            problems.append(f"choose names the eval '{key}', which is not among evals {evals}")
+        elif metric and metric not in (known := list(find_plugin("evals", name).METRICS)):
+            problems.append(
+                f"choose names '{key}', but {name} has no such metric{_suggest(metric, known)}. Expected one of {known}"
+            )
+    if (recipe.choose or recipe.merge_k is not None) and "weights" not in methods:
+        problems.append("a checkpoint is asked for, but 'weights' is not among the methods; only it can be merged")
+    if "finetuned" in methods and "weights" not in methods:
+        problems.append("methods: 'finetuned' takes the two models that 'weights' trains; add 'weights'")
+    return problems
 
 
 def load_behavior(recipe: Recipe) -> Behavior:
@@ -278,7 +293,8 @@ def _problem(part: type[Part], error: Any, prefix: str = "") -> str:
     where = (prefix + steps).lstrip(".") or "recipe"
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key{_suggest(str(location[-1]), _keys(part, location[:-1]))}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    message = re.sub(r"valid dictionary or instance of \w+", "mapping", message)
     found = error.get("input")
     if error["type"] in ("missing", "value_error") or isinstance(found, Mapping):
         return f"{where}: {message}"
@@ -308,13 +324,28 @@ def _named(parts: Sequence[Any], name: str, key: str) -> Any:
     raise RecipeError(f"{key}: no '{name}' in this recipe, which has {[p.name for p in parts]}; add it to {key}")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML in which a key may stand once only: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file. Expected a YAML file") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: is a folder. Expected a YAML file") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}). Expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not readable as YAML. {error}") from None
     if not isinstance(raw, dict):
@@ -324,7 +355,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    steps = list(_steps(key))
+    steps = _steps(key)
     if not separator or not steps:
         raise RecipeError(f"--set {override}: expected KEY=VALUE, such as model.source=path/to/model")
     try:
@@ -344,9 +375,11 @@ def _override(raw: dict[str, Any], override: str) -> None:
             place = place.setdefault(step, {}) if isinstance(place, dict) else place[step]
 
 
-def _steps(key: str) -> Iterator[str | int]:
-    for name, index in re.findall(r"([A-Za-z_][\w-]*)|\[?(\d+)\]?", key):
-        yield name or int(index)
+def _steps(key: str) -> list[Any]:
+    """`methods[0].rank` as the keys and indices on the way; nothing when it is not such a path."""
+    if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*|\.\d+|\[\d+\])*", key):
+        return []
+    return [name or int(index) for name, index in re.findall(r"([A-Za-z_][\w-]*)|(\d+)", key)]
 
 
 def _absolute(recipe: Recipe, folder: Path) -> Recipe:

@@ -14,7 +14,7 @@ import torch
 
 from weightsteer import progress
 from weightsteer.data.contrast import SIDES, ContrastDataset, Side, check_tokens, encode_example
-from weightsteer.errors import DataError, StageError
+from weightsteer.errors import StageError
 from weightsteer.models.language_model import LanguageModel, load_model, quiet_datasets, quiet_transformers
 from weightsteer.models.reference import ModelRef, resolve
 from weightsteer.recipe import Recipe
@@ -129,10 +129,6 @@ def _train(
 
     train, validation = _examples(lm, pairs.part("train"), side), _examples(lm, pairs.part("validation"), side)
     micro = settings.micro_batch_size or settings.batch_size
-    if settings.batch_size % micro:
-        raise DataError(
-            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro}; choose one that is"
-        )
     steps = math.ceil(len(train) / settings.batch_size * settings.epochs)
     steps = min(steps, settings.max_steps or steps)
     measured = {"eval_strategy": "steps", "eval_steps": settings.validate_every} if validation else {}

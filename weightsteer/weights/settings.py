@@ -6,6 +6,8 @@ import pydantic
 
 from weightsteer.recipe import MethodSettings
 
+Rate = Annotated[float, pydantic.Field(gt=0)]
+
 
 class LoraSettings(MethodSettings):
     """How each side is fine-tuned. Defaults: arXiv 2511.05408, section 3, with the scale and learning rate that small
@@ -15,7 +17,7 @@ class LoraSettings(MethodSettings):
     rank: Annotated[int, pydantic.Field(gt=0)] = 32
     alpha: Annotated[float, pydantic.Field(gt=0)] = 64
     """LoRA's alpha; the change is alpha / rank times the product of the factors."""
-    learning_rate: float | tuple[float, ...] = 2e-4
+    learning_rate: Rate | Annotated[tuple[Rate, ...], pydantic.Field(min_length=1)] = 2e-4
     """Several: each is tried on both sides, and the lowest validation loss decides."""
     epochs: Annotated[float, pydantic.Field(gt=0)] = 2
     max_steps: Annotated[int, pydantic.Field(gt=0)] | None = None
@@ -38,6 +40,14 @@ class LoraSettings(MethodSettings):
     """Of the frozen network while training; the factors are float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third slower."""
+
+    @pydantic.field_validator("micro_batch_size")
+    @classmethod
+    def _divides_the_batch(cls, value: int | None, info: pydantic.ValidationInfo) -> int | None:
+        batch = info.data.get("batch_size")
+        if value and batch and batch % value:
+            raise ValueError(f"{value} does not divide batch_size {batch}; choose one that does")
+        return value
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
