@@ -99,6 +99,8 @@ RULES = {
         },
         True,
     ),
+    # peft turns the experts among all linear layers into target_parameters with patterns of their own
+    "all-linear of a mixture of experts": ("mixtral", {"r": 3, "lora_alpha": 5, "target_modules": "all-linear"}, True),
     "transposed experts": (
         "gpt-oss",
         {"r": 3, "target_modules": ["q_proj"], "target_parameters": EXPERTS_OSS},

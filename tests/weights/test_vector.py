@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -265,6 +266,16 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path):
 def test_a_vector_that_could_not_be_written_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         dataclasses.replace(random_vector(1), info={"not": object()}).save(tmp_path / "v")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("weightsteer.weights.vector_files.write_description", full)
+    with pytest.raises(AdapterError, match=r"v: could not be written \(No space left on device\)"):
+        random_vector(1).save(tmp_path / "v")
     assert list(tmp_path.iterdir()) == []
 
 
