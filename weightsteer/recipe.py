@@ -175,10 +175,11 @@ def parse_recipe(raw: Mapping[str, Any], path: Path) -> Recipe:
     recipe = _validate(Recipe, {**raw, **plugins, "folder": folder}, path, problems)
     problems = _contradictions(recipe)
     try:
-        load_behavior(recipe)
+        _behavior_path(recipe)
     except RecipeError as error:
         problems.append(str(error))
     report_problems(RecipeError, path, problems)
+    load_behavior(recipe)
     return _absolute(recipe, folder)
 
 

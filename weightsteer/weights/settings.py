@@ -41,13 +41,11 @@ class LoraSettings(MethodSettings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third slower."""
 
-    @pydantic.field_validator("micro_batch_size")
-    @classmethod
-    def _divides_the_batch(cls, value: int | None, info: pydantic.ValidationInfo) -> int | None:
-        batch = info.data.get("batch_size")
-        if value and batch and batch % value:
-            raise ValueError(f"{value} does not divide batch_size {batch}; choose one that does")
-        return value
+    @pydantic.model_validator(mode="after")
+    def _batch_is_divided_evenly(self) -> "LoraSettings":
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
