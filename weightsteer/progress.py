@@ -22,18 +22,28 @@ class _Silent:
 
 
 class _Plain:
+    """Lines for the outermost task only: a log is read by the hour, not by the second."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+
     @contextlib.contextmanager
     def task(self, label: str, total: int) -> Iterator[Advance]:
         done, shown, start = 0, 0, time.monotonic()
+        self.depth += 1
+        depth = self.depth
 
         def advance(steps: int = 1, note: str = "") -> None:
             nonlocal done, shown
             done += steps
-            if done * PLAIN_LINES // max(total, 1) > shown:
+            if depth == 1 and done * PLAIN_LINES // max(total, 1) > shown:
                 shown = done * PLAIN_LINES // max(total, 1)
                 self.say(f"{label}: {done}/{total} in {time.monotonic() - start:.0f} s {note}".rstrip())
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            self.depth -= 1
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -19,8 +19,8 @@ def mean_answer_activations(
 ) -> Float[Tensor, "blocks d_model"]:
     """Output of every block, mean over the answer tokens of each example, then over examples; float64.
 
-    `examples` are (prompt, answer) token ids; the model reads the prompt before the answer. Sums are streamed, so memory
-    does not grow with the data. Source: arXiv 2507.21509, section 2 (response average).
+    `examples` are (prompt, answer) token ids; the model reads the prompt before the answer. Sums are streamed, so
+    memory does not grow with the data. Source: arXiv 2507.21509, section 2 (response average).
     """
     blocks = decoder_blocks(lm.network)
     sums = torch.zeros(len(blocks), lm.network.config.get_text_config().hidden_size, dtype=torch.float64)

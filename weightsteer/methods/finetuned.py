@@ -43,4 +43,5 @@ def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> FinetunedPair:
     from weightsteer.weights.vector import WeightVector
 
     fit(recipe, pairs, out / "weights")
-    return FinetunedPair(*(WeightVector.load(out / "weights" / side) for side in ("positive", "negative")))
+    sides = (WeightVector.load(out / "weights" / side, base=lm.ref.path) for side in ("positive", "negative"))
+    return FinetunedPair(*sides)

@@ -15,7 +15,13 @@ import torch
 from weightsteer import progress
 from weightsteer.data.contrast import SIDES, ContrastDataset, Side, check_tokens, encode_example
 from weightsteer.errors import StageError
-from weightsteer.models.language_model import LanguageModel, load_model, quiet_datasets, quiet_transformers
+from weightsteer.models.language_model import (
+    LanguageModel,
+    compute_dtype,
+    load_model,
+    quiet_datasets,
+    quiet_transformers,
+)
 from weightsteer.models.reference import ModelRef, resolve
 from weightsteer.recipe import Recipe
 from weightsteer.stage import digest, is_finished, run_stage, versions, write_text
@@ -30,14 +36,14 @@ def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector
     Source: arXiv 2511.05408, section 3, eq. 1.
     """
     settings: LoraSettings = recipe.method("weights")
-    out = Path(out)
-    ref, dtype = resolve(recipe.model), training_dtype(settings.dtype)
+    settings = settings.model_copy(update={"dtype": training_dtype(settings.dtype)})
+    out, ref = Path(out), resolve(recipe.model)
     inputs = {
         "model": ref.fingerprint,
         "system": recipe.model.system,
         "pairs": pairs.digest,
         "seed": recipe.seed,
-        "settings": {**settings.model_dump(mode="json", exclude={"k"}), "dtype": dtype},
+        "settings": settings.model_dump(mode="json", exclude={"k"}),
     }
     rates = settings.learning_rates
     folders = [out / f"lr={rate:g}" for rate in rates] if len(rates) > 1 else [out]
@@ -48,7 +54,8 @@ def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector
     ]
     todo = [job for job in jobs if not is_finished(job[0], job[1])]
     if todo:
-        lm = load_model(recipe.model.model_copy(update={"dtype": dtype}))
+        stored = "float32" if settings.dtype == "mixed" else settings.dtype
+        lm = load_model(recipe.model.model_copy(update={"dtype": stored}))
         check_tokens(pairs, lm, settings.max_tokens)
         for folder, job_inputs, side, rate in todo:
             run_stage(folder, job_inputs, partial(finetune, lm, pairs, side, settings, rate, recipe.seed))
@@ -61,11 +68,14 @@ def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector
 
 
 def training_dtype(name: str) -> str:
-    """What `auto` means for training: float32 on a CPU, where bfloat16 rounds away the small changes of a beginning
-    LoRA and saves little; bfloat16 on a GPU."""
+    """What `auto` means for training: float32 throughout, multiplied in bfloat16 where the processor does that in
+    hardware. A network held in bfloat16 rounds away the small changes of a beginning LoRA; on a GPU that is accepted
+    for the memory it saves."""
     if name != "auto":
         return name
-    return "bfloat16" if torch.cuda.is_available() else "float32"
+    if torch.cuda.is_available():
+        return "bfloat16"
+    return "mixed" if compute_dtype("auto") == torch.bfloat16 else "float32"
 
 
 def finetune(
@@ -144,7 +154,8 @@ def _train(
         warmup_steps=min(settings.warmup_steps, steps // 2),
         weight_decay=settings.weight_decay,
         gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=False,  # the frozen network keeps its dtype, the factors theirs (float32)
+        use_cpu=lm.device.type == "cpu",
+        bf16=settings.dtype == "mixed",  # multiplication only: weights, factors and residual stream stay float32
         max_length=None,
         completion_only_loss=True,
         seed=seed,
@@ -243,7 +254,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _subtract(out: Path, recipe: Recipe, pairs: ContrastDataset, ref: ModelRef, target: Path) -> None:
     """Write the exact factored difference, and how the two sides relate (diagnostics.json)."""
-    positive, negative = (WeightVector.load(out / side) for side in SIDES)
+    positive, negative = (WeightVector.load(out / side, base=ref.path) for side in SIDES)
     vector = positive - negative
     info = {
         "kind": "contrast",

@@ -36,8 +36,9 @@ class LoraSettings(MethodSettings):
     """Longest example; a longer one is an error."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Modules that get a LoRA, as peft names them; the output head is never among `all-linear`."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the frozen network while training; the factors are float32. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    dtype: Literal["auto", "float32", "mixed", "bfloat16", "float16"] = "auto"
+    """Of the frozen network while training; the factors are float32. `mixed`: float32, multiplied in bfloat16. `auto`:
+    bfloat16 on a GPU; on a CPU mixed where that is fast, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third slower."""
 
