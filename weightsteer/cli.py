@@ -109,6 +109,12 @@ def merge(
         Path | None, typer.Option("--adapter", metavar="TASK", help="Fold this adapter in first.")
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Stored dtype; the base's own by default.")] = None,
+    depth: Annotated[
+        str | None, typer.Option("--depth", metavar="ALPHA,BETA", help="Block l of L takes alpha + beta*l/(L-1).")
+    ] = None,
+    module: Annotated[
+        list[str], typer.Option("--module", metavar="PART=FACTOR", help="Scale parameters with PART in their name.")
+    ] = [],  # noqa: B006
     any_base: AnyBase = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -122,11 +128,56 @@ def merge(
         ref = resolve(base)
         terms = [_term(v, "VECTOR=K") if _has_weight(v) else (v, k) for v in vectors]
         loaded = [(WeightVector.load(path, None if any_base else ref.path), strength) for path, strength in terms]
-        task = None if adapter is None else WeightVector.load(adapter)
-        result = merge(ref, loaded, out, adapter=task, dtype=dtype, any_base=any_base)
+        task = None if adapter is None else WeightVector.load(adapter, ref.path)
+        scale = _scale(depth, module)
+        result = merge(ref, loaded, out, adapter=task, scale=scale, dtype=dtype, any_base=any_base)
     applied = result.provenance.applied
     text = f"{out}: {result.changed} of {result.tensors} tensors changed, {result.size_bytes / 1e6:.0f} MB"
     _print(json, result, f"{text}\nApplied: {_plain(applied)}")
+
+
+@app.command()
+def export(
+    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="Vector or adapter.")],
+    out: MustOut,
+    k: Strength = 1.0,
+    rank: Annotated[int | None, typer.Option("--rank", help="One that vLLM accepts; the least that fits.")] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Needed for dense entries.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a plain adapter with k folded in, of a rank that vLLM serves."""
+    from weightsteer.models.reference import resolve
+    from weightsteer.weights.export import export
+    from weightsteer.weights.vector import WeightVector
+
+    folder = None if base is None else resolve(base).path
+    result = export(WeightVector.load(vector, folder), k, out, rank, folder)
+    _print(json, result, f"{out}: rank {result.rank}, {result.retained:.4%} of the squared norm kept")
+
+
+@app.command()
+def compress(
+    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="Vector or adapter.")],
+    out: MustOut,
+    rank: Annotated[int | None, typer.Option("--rank", help="Rank to keep.")] = None,
+    energy: Annotated[float | None, typer.Option("--energy", help="Share of the squared norm to keep.")] = None,
+    density: Annotated[float | None, typer.Option("--density", help="Share of elements to keep, by size.")] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Its base, where it is needed.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a smaller vector: of lower rank, or with its smallest elements dropped."""
+    from weightsteer.models.reference import resolve
+    from weightsteer.weights.vector import WeightVector
+
+    if sum(option is not None for option in (rank, energy, density)) != 1:
+        raise WeightsteerError("compress: give exactly one of --rank, --energy and --density")
+    loaded = WeightVector.load(vector, None if base is None else resolve(base).path)
+    smaller = loaded.sparsify(density) if density is not None else loaded.compress(rank, energy)[0]
+    smaller.save(out)
+    kept = smaller.norm() ** 2 / loaded.norm() ** 2
+    _print(
+        json, {"retained": kept, "rank": smaller.rank}, f"{out}: rank {smaller.rank}, {kept:.4%} of the squared norm"
+    )
 
 
 @app.command()
@@ -173,7 +224,7 @@ def evaluate_model(
         lm = load_model(model)
         steering = contextlib.nullcontext(lm)
         if vector is not None:
-            steering = WeightVector.load(vector).applied(lm, k, any_base)
+            steering = WeightVector.load(vector, None if any_base else lm.ref.path).applied(lm, k, any_base)
         with steering as steered:
             method, strength = ("base", 0.0) if vector is None else (str(vector), k)
             results = [evaluate(steered, name, limit=limit, method=method, k=strength) for name in evals]
@@ -218,6 +269,19 @@ def _term(text: str, form: str) -> tuple[str, float]:
         return path, float(weight)
     except ValueError:
         raise WeightsteerError(f"{text}: expected {form}, such as runs/a=-1") from None
+
+
+def _scale(depth: str | None, module: list[str]) -> Any:
+    """The scaling that the options ask for; None for none."""
+    from weightsteer.weights.scale import Scale
+
+    if depth is None and not module:
+        return None
+    try:
+        alpha, beta = (float(part) for part in depth.split(",")) if depth else (1.0, 0.0)
+    except ValueError:
+        raise WeightsteerError(f"--depth {depth}: expected ALPHA,BETA, such as 0.5,0.5") from None
+    return Scale(alpha, beta, modules=dict(_term(part, "PART=FACTOR") for part in module))
 
 
 def _has_weight(text: str) -> bool:
