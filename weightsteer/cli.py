@@ -236,6 +236,36 @@ def evaluate_model(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A merged checkpoint, a vector or an adapter.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+    branch: Annotated[str | None, typer.Option("--branch", help="Branch to push to; made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; contact no hub.")] = False,
+    unverified: Annotated[bool, typer.Option("--unverified", help="Push even if it cannot be checked.")] = False,
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Where its base lies now.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Verify a checkpoint, a vector or an adapter and publish it with its card. Run again, it sends what is missing."""
+    from weightsteer.hub import push
+
+    with progress.display(quiet or json):
+        result = push(
+            folder, repo_id, private=private, branch=branch, create_pr=create_pr, dry_run=dry_run,
+            unverified=unverified, base=base,
+        )  # fmt: skip
+    sending = result.files if dry_run else result.sent
+    lines = [f"{result.files[name]:>14,} B  {name}" for name in sending]
+    lines += [f"{'deleted':>16}  {name}" for name in result.deleted]
+    lines += [f"{'left out':>16}  {name}" for name in result.left_out]
+    total = sum(result.files[name] for name in sending)
+    lines += [f"{total:>14,} B  {'to send' if dry_run else 'sent'}, {len(result.files)} files in all", *result.notes]
+    _print(json, result, "\n".join([*lines, result.url or f"Nothing was sent to {repo_id}"]))
+
+
+@app.command()
 def show(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Recipe, vector, adapter, checkpoint or result.")],
     other: Annotated[Path | None, typer.Argument(metavar="[VECTOR]", help="A second vector: their cosine.")] = None,

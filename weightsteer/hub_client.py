@@ -53,7 +53,7 @@ class HubClient:
             except (HTTPError, OSError, ValueError, RuntimeError) as error:
                 if raw and isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
                     raise
-                problem = Problem.of(error)
+                problem = Problem.of(error, self.api.token)
                 if wait_s is None or not problem.passes:
                     self._give_up(what, problem)
                 wait_s = max(wait_s, problem.wait_s)
@@ -62,9 +62,8 @@ class HubClient:
         raise AssertionError("the last attempt returns or raises")
 
     def _give_up(self, what: str, problem: "Problem") -> NoReturn:
-        found = problem.found.replace(self.api.token, "***")
         expected, todo = self._advice(problem)
-        raise HubError(f"{self.repo_id}: {what}: {found}. {expected}. {todo}") from None
+        raise HubError(f"{self.repo_id}: {what}: {problem.found}. {expected}. {todo}") from None
 
     def _advice(self, problem: "Problem") -> tuple[str, str]:
         """What was expected, and what to do."""
@@ -87,10 +86,11 @@ class HubClient:
         return "Expected it to be taken", "Put right what it names and run the same command again"
 
     def _other_type(self) -> str:
-        from huggingface_hub.errors import HfHubHTTPError
+        """What else goes by this name, as far as the hub tells."""
+        from huggingface_hub.errors import HTTPError
 
         for kind in ("dataset", "space"):
-            with contextlib.suppress(HfHubHTTPError):
+            with contextlib.suppress(HTTPError, OSError):
                 self.api.repo_info(self.repo_id, repo_type=kind)
                 return f"; this name is a {kind}'s"
         return ""
@@ -106,8 +106,8 @@ class Problem:
     wait_s: float = 0.0
 
     @classmethod
-    def of(cls, error: BaseException) -> "Problem":
-        """What the exception of the client, or of hf-xet below it, tells."""
+    def of(cls, error: BaseException, token: str) -> "Problem":
+        """What the exception of the client, or of hf-xet below it, tells; without the token, should it be quoted."""
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
         cause = error
@@ -115,7 +115,7 @@ class Problem:
             cause = cause.__cause__  # the client wraps what happens in its upload threads
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
-            said = _one_line(cause.server_message or cause.response.reason_phrase)
+            said = _one_line(cause.server_message or cause.response.reason_phrase, token)
             after = cause.response.headers.get("Retry-After", "")
             wait_s = min(float(after), TIMEOUT_S) if after.isdigit() else 0.0
             return cls(f"the hub answers {status} ({said})", status, status in PASSING_STATUS, wait_s)
@@ -124,8 +124,8 @@ class Problem:
         if isinstance(cause, json.JSONDecodeError):
             return cls("the hub answers something that is no JSON", None, True)
         if isinstance(cause, HTTPError | ConnectionError | TimeoutError):
-            return cls(f"the hub does not answer ({type(cause).__name__}: {_one_line(str(cause))})", None, True)
-        return cls(_one_line(str(cause)))
+            return cls(f"the hub does not answer ({type(cause).__name__}: {_one_line(str(cause), token)})", None, True)
+        return cls(_one_line(str(cause), token))
 
 
 @contextlib.contextmanager
@@ -153,6 +153,6 @@ def _quiet_client() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _one_line(text: str) -> str:
-    """The first lines of a message, joined and not too long."""
-    return " ".join(text.split())[:SHOWN_CHARACTERS]
+def _one_line(text: str, token: str) -> str:
+    """The beginning of a message on one line, without the token."""
+    return " ".join(text.replace(token, "***").split())[:SHOWN_CHARACTERS]
