@@ -1,7 +1,6 @@
 """A recipe's stages in order: pairs, weights, baselines, sweep, choose, merge, verify, report."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -16,7 +15,17 @@ from weightsteer import progress
 from weightsteer.data.contrast import ContrastDataset, load_pairs, write_pairs
 from weightsteer.errors import StageError
 from weightsteer.recipe import Recipe, find_plugin
-from weightsteer.stage import MANIFEST, digest, locked, read_manifest, run_stage, to_json, write_text
+from weightsteer.stage import (
+    MANIFEST,
+    digest,
+    discard,
+    locked,
+    read_manifest,
+    run_stage,
+    to_json,
+    write_text,
+    writing,
+)
 
 STAGES = ("pairs", "weights", "baselines", "sweep", "choose", "merge", "verify", "report")
 
@@ -39,7 +48,7 @@ def run(recipe: Recipe, out: str | Path | None = None, *, until: str = STAGES[-1
     if until not in STAGES:
         raise StageError(f"--until {until}: no such stage. Expected one of {', '.join(STAGES)}")
     out = Path(out) if out is not None else default_folder(recipe)
-    with locked(out):
+    with locked(out), writing(out):
         return _Run(recipe, out, until).go()
 
 
@@ -141,8 +150,8 @@ class _Run:
             manifest = None
         if manifest is None or manifest["inputs"].get("run") != to_json(self.inputs):
             return None
-        stages = manifest["inputs"]["stages"]
-        if stages != stage_digests(self.out):
+        whole = (self.out / "report" / "report.json").is_file()
+        if not whole or manifest["inputs"]["stages"] != stage_digests(self.out):
             return None
         report = json.loads((self.out / "report" / "report.json").read_text(encoding="utf-8"))
         return Outcome(self.out, report, self._checkpoint(report.get("merged")), reused=True)
@@ -230,7 +239,7 @@ class _Run:
         )
         report["environment"] |= {"command": _command(), "seconds": round(seconds, 1)}
         folder = self.out / "report"
-        shutil.rmtree(folder, ignore_errors=True)  # a view of the other stages, made anew when one of them is
+        discard(folder)  # a view of the other stages, made anew when one of them is
         inputs = {"run": self.inputs, "stages": stage_digests(self.out)}
         run_stage(folder, inputs, lambda path: write_report(report, path))
         return report

@@ -1,6 +1,7 @@
 """Run one stage into a folder of its own: temporary sibling, rename, manifest last."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -16,9 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weightsteer.errors import StageError
+from weightsteer.errors import StageError, WeightsteerError
 
 MANIFEST = "manifest.json"
+# What a disk answers that takes no more, or takes nothing from this user at this place.
+DISK_ERRORS = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")
+}
 LIBRARIES = ("weightsteer", "torch", "transformers", "peft", "trl", "safetensors", "datasets", "numpy")
 
 
@@ -31,26 +36,41 @@ def run_stage(folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], No
     inputs = to_json(inputs)
     if is_finished(folder, inputs):
         return False
-    if folder.exists():
-        shutil.rmtree(folder)  # no manifest: a run that died between writing and renaming left it
-    temporary = folder.with_name(f".{folder.name}.partial")
+    temporary = _temporary(folder)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     started, start = datetime.now(UTC), time.monotonic()
     try:
-        work(temporary)
-        write_manifest(temporary, inputs, started, time.monotonic() - start)
-        temporary.rename(folder)
-    except OSError as error:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            work(temporary)
+            write_manifest(temporary, inputs, started, time.monotonic() - start)
+            _give_way(folder, temporary)
+            temporary.rename(folder)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise StageError(
-            f"{folder}: could not be written ({error.strerror or error}). Expected a writable disk with room left. "
-            "Free some space or choose another --out; what is finished is kept, so the same command goes on from here"
-        ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return True
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Explain a disk that is full or may not be written to as a StageError; every other error passes as it is."""
+    try:
+        yield
+    except BaseException as error:
+        trouble = None if isinstance(error, WeightsteerError) else _disk_trouble(error)
+        if trouble is None:
+            raise
+        raise StageError(
+            f"{folder}: could not be written ({trouble}). Expected a writable disk with room left. Free some space or "
+            "choose another --out; what is finished is kept, so the same command goes on from here"
+        ) from error
+
+
+def discard(folder: Path) -> None:
+    """Take a finished stage away in one step, so that it can be made anew; anything else is left alone."""
+    if read_manifest(folder) is not None:
+        shutil.rmtree(_temporary(folder), ignore_errors=True)
+        folder.rename(_temporary(folder))
 
 
 def is_finished(folder: Path, inputs: Mapping[str, Any]) -> bool:
@@ -64,6 +84,9 @@ def is_finished(folder: Path, inputs: Mapping[str, Any]) -> bool:
             "\n  ".join([f"{folder}: holds a finished stage with other inputs", *differences])
             + "\nExpected the same inputs. Choose another --out, or delete this folder to make it anew"
         )
+    missing = [name for name in manifest["files"] if not (folder / name).is_file()]
+    if missing:
+        raise StageError(f"{folder}: {', '.join(missing)} missing from a finished stage. Delete the folder to redo it")
     return True
 
 
@@ -73,7 +96,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if isinstance(manifest["inputs"], dict) and isinstance(manifest["files"], dict):
             return manifest
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
         pass
@@ -101,16 +124,20 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for one run; a second run gets a StageError at once."""
     from filelock import FileLock, Timeout
 
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise StageError(
             f"{folder}: another run is writing here. Expected one run a folder. Wait for it, or choose another --out"
         ) from None
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+    except OSError as error:
         raise StageError(f"{folder}: cannot be written ({error.strerror}). Choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def digest(value: Any) -> str:
@@ -169,6 +196,32 @@ def git_revision() -> str | None:
 
 def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _give_way(folder: Path, finished: Path) -> None:
+    """Remove what an unfinished stage left at `folder`; a StageError when there is anything else."""
+    if not folder.exists():
+        return
+    foreign = [p for p in folder.rglob("*") if p.is_file() and not (finished / p.relative_to(folder)).is_file()]
+    if foreign:
+        raise StageError(
+            f"{folder}: holds {foreign[0].relative_to(folder)}, which this stage does not write. Expected nothing "
+            "there, or what an earlier run left. Move it away, or choose another --out"
+        )
+    shutil.rmtree(folder)
+
+
+def _disk_trouble(error: BaseException) -> str | None:
+    """What the disk said, or None when the error is of another kind."""
+    if isinstance(error, OSError):
+        return str(error) if error.errno in DISK_ERRORS else None
+    # safetensors, tokenizers and torch raise types of their own with the words of the system.
+    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    return next((said for said in words if said in str(error)), None)
 
 
 def _differences(stored: Any, wanted: Any, key: str = "") -> list[str]:
