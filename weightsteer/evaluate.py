@@ -1,6 +1,7 @@
 """(LanguageModel, eval) -> EvalResult: a number, its interval, and every item behind it."""
 
 import json
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -87,18 +88,20 @@ def evaluate(
     settings = plugin.Settings(name=eval) if isinstance(eval, str) else eval
     items = draw(plugin.read_items(settings, pairs), settings.limit if limit is None else limit, seed)
     start = time.monotonic()
-    scores = plugin.score(lm, items)
+    scores = [_checked(item) for item in plugin.score(lm, items)]
     seconds = time.monotonic() - start
     metrics = {}
     for metric in plugin.METRICS:
         values, weights = columns(scores, metric)
-        if sum(weights) > 0:
-            metrics[metric] = _mean(settings.name, metric, values, weights)
-    if next(iter(plugin.METRICS)) not in metrics:
-        raise DataError(
-            f"{settings.name}: none of {len(scores)} items could be scored for {next(iter(plugin.METRICS))}. Expected "
-            "some. Look at the items, or use more of them"
-        )
+        if sum(weights) >= 2:
+            metrics[metric] = weighted_mean(values, weights)
+        elif not metrics:
+            reasons = {item.unscored for item in scores if item.unscored}
+            raise DataError(
+                f"{settings.name}, {method} at k = {k:g}: {sum(weights):g} of {len(scores)} items count for {metric} "
+                f"({', '.join(sorted(reasons)) or 'all were scored'}). Expected at least two. Use more items, or "
+                "strengths that the model survives"
+            )
     return EvalResult(
         eval=settings.name,
         version=plugin.VERSION,
@@ -125,7 +128,13 @@ def change(steered: EvalResult, reference: EvalResult, metric: str) -> Estimate:
     ]
     treated, w_treated = columns([a for a, _ in both], metric)
     control, w_control = columns([b for _, b in both], metric)
-    return paired_difference(treated, control, (w_treated, w_control))
+    try:
+        return paired_difference(treated, control, (w_treated, w_control))
+    except ValueError as error:
+        raise DataError(
+            f"{steered.eval}.{metric}, {steered.method} at k = {steered.k:g} against {reference.method}: {error}. Use "
+            "more items"
+        ) from None
 
 
 def draw(items: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
@@ -141,8 +150,16 @@ def columns(scores: Sequence[ItemScore], metric: str) -> tuple[list[float], list
     return [v or 0.0 for v in values], [0.0 if v is None else 1.0 for v in values]
 
 
-def _mean(eval: str, metric: str, values: list[float], weights: list[float]) -> Estimate:
-    try:
-        return weighted_mean(values, weights)
-    except ValueError as error:
-        raise DataError(f"{eval}: {metric}: {error}. Use more items") from None
+def _checked(item: ItemScore) -> ItemScore:
+    """The item, unscored when a number in it is none: a model steered too far can give infinities."""
+    if _is_finite([item.values, item.detail]):
+        return item
+    return ItemScore(item.id, {}, unscored="the model's probabilities are not numbers")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

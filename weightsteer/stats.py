@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ class Estimate:
 def weighted_mean(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int = 0) -> Estimate:
     """Mean of `values` (each counted `weights` times, default once) and its interval over resampled items.
 
-    A mean of nothing is a ValueError: it is not zero.
+    A mean of nothing is a ValueError: it is not zero. One item is as bad: it would look certain.
     """
     return _bootstrap([(np.asarray(values, float), _weights(values, weights))], seed)
 
@@ -66,19 +65,17 @@ def _weights(values: Sequence[float], weights: Sequence[float] | None) -> np.nda
 
 def _bootstrap(sides: list[tuple[np.ndarray, np.ndarray]], seed: int) -> Estimate:
     """First side's weighted mean, less the second's where there is one, over items resampled jointly."""
-    from scipy.stats import bootstrap
-
-    if len(sides[0][0]) < 2 or any(weights.sum() == 0 for _, weights in sides):
+    if any(np.count_nonzero(weights) < 2 for _, weights in sides):
         raise ValueError("fewer than two scored items: neither a mean nor an interval can be given")
-
-    def contrast(*columns: np.ndarray, axis: int = -1) -> Any:
-        means = [(v * w).sum(axis) / w.sum(axis) for v, w in zip(columns[::2], columns[1::2], strict=True)]
-        return means[0] if len(means) == 1 else means[0] - means[1]
-
-    columns = [column for side in sides for column in side]
-    # A resample in which no item counts has no mean; with more than a handful of items it does not occur.
+    n = len(sides[0][0])
+    resamples = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    # A resample in which no item counts has no mean, and takes no part.
     with np.errstate(invalid="ignore"):
-        interval = bootstrap(
-            columns, contrast, paired=True, vectorized=True, method="percentile", n_resamples=RESAMPLES, rng=seed
-        ).confidence_interval
-    return Estimate(float(contrast(*columns)), float(interval.low), float(interval.high))
+        resampled = _contrast(sides, resamples)
+    low, high = np.nanquantile(resampled, (0.025, 0.975))
+    return Estimate(float(_contrast(sides, np.arange(n)[None])[0]), float(low), float(high))
+
+
+def _contrast(sides: list[tuple[np.ndarray, np.ndarray]], items: np.ndarray) -> np.ndarray:
+    means = [(values * weights)[items].sum(-1) / weights[items].sum(-1) for values, weights in sides]
+    return means[0] if len(means) == 1 else means[0] - means[1]
