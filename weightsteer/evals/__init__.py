@@ -6,12 +6,15 @@ read it, the first one being what the eval is known by), `Settings`, `read_items
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from weightsteer.errors import DataError, report_problems
+
+SHOWN_PROBLEMS = 5
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,14 @@ class ItemScore:
     """Why the item could not be scored at all; it is then left out of every mean and counted."""
 
 
-def read_rows(own: Path | None, shipped: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, row) of every row of the user's JSONL or JSON file, or of the `shipped` one."""
+def read_rows(own: Path | None, shipped: str, parse: Callable[[str, Mapping[str, Any]], Item]) -> list[Item]:
+    """What `parse(where, row)` makes of every row of the user's JSONL or JSON file, or of the `shipped` one.
+
+    A DataError names all rows that it cannot read.
+    """
     path = own or Path(__file__).parent / "items" / shipped
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         rows = json.loads(text) if path.suffix == ".json" else [json.loads(r) for r in text.split("\n") if r.strip()]
     except (OSError, ValueError) as error:
         raise DataError(
@@ -37,22 +43,31 @@ def read_rows(own: Path | None, shipped: str) -> Iterator[tuple[str, Mapping[str
         ) from None
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: holds no items. Expected one object an item")
-    report_problems(
-        DataError,
-        path,
-        [
-            f"row {i}: is {type(row).__name__}, not an object"
-            for i, row in enumerate(rows, 1)
-            if not isinstance(row, dict)
-        ][:5],
-    )
+    items, problems = [], []
     for number, row in enumerate(rows, start=1):
-        yield f"{path.name}-{number}", row
+        try:
+            if not isinstance(row, dict):
+                raise DataError(f"is {type(row).__name__}, not an object")
+            items.append(parse(f"{path.name}-{number}", row))
+        except DataError as error:
+            problems.append(f"row {number}: {error}")
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            problems.append(f"row {number}: not of a known layout ({type(error).__name__}: {error})")
+    report_problems(DataError, path, problems[:SHOWN_PROBLEMS])
+    return items
 
 
-def unreadable(where: str, row: Mapping[str, Any], expected: str) -> DataError:
+def texts(row: Mapping[str, Any], *keys: str) -> list[str]:
+    """The values of `keys`; a DataError when one is no text or is empty."""
+    for key in keys:
+        if not isinstance(row[key], str) or not row[key].strip():
+            raise DataError(f"{key}: found {row[key]!r}. Expected a text")
+    return [row[key] for key in keys]
+
+
+def unreadable(row: Mapping[str, Any], expected: str) -> DataError:
     """The error for a row of no known layout."""
-    return DataError(f"{where}: has the keys {sorted(row)}. Expected {expected}")
+    return DataError(f"has the keys {sorted(row)}. Expected {expected}")
 
 
 def two_way(scores: Sequence[tuple[float, int]]) -> float:

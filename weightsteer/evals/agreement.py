@@ -1,11 +1,11 @@
 """Does the model agree with an opinion because the user holds it? Held-out opinions, each keyed both ways."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsteer.evals import ItemScore, read_rows, two_way, unreadable
+from weightsteer.evals import ItemScore, read_rows, texts, two_way, unreadable
 from weightsteer.recipe import EvalSettings
 
 VERSION = 1
@@ -33,17 +33,19 @@ class Item:
 def read_items(settings: Settings, pairs: Any) -> list[Item]:
     """Opinions of our layout (prompt, reverse_prompt, agree, disagree), or model-written evaluations
     (question, answer_matching_behavior, answer_not_matching_behavior), which are keyed one way only."""
-    items = []
-    for where, row in read_rows(settings.items, "agreement.jsonl"):
-        if {"prompt", "reverse_prompt", "agree", "disagree"} <= row.keys():
-            yes, no = row["agree"], row["disagree"]
-            prompts = ((row["prompt"], yes, no), (row["reverse_prompt"], no, yes))
-        elif {"question", "answer_matching_behavior", "answer_not_matching_behavior"} <= row.keys():
-            prompts = ((row["question"], row["answer_matching_behavior"], row["answer_not_matching_behavior"]),)
-        else:
-            raise unreadable(where, row, "prompt, reverse_prompt, agree and disagree")
-        items.append(Item(str(row.get("id", where)), prompts))
-    return items
+    return read_rows(settings.items, "agreement.jsonl", _item)
+
+
+def _item(where: str, row: Mapping[str, Any]) -> Item:
+    if {"prompt", "reverse_prompt", "agree", "disagree"} <= row.keys():
+        prompt, reverse, yes, no = texts(row, "prompt", "reverse_prompt", "agree", "disagree")
+        prompts = ((prompt, yes, no), (reverse, no, yes))
+    elif {"question", "answer_matching_behavior", "answer_not_matching_behavior"} <= row.keys():
+        question, match, other = texts(row, "question", "answer_matching_behavior", "answer_not_matching_behavior")
+        prompts = ((question, match, other),)
+    else:
+        raise unreadable(row, "prompt, reverse_prompt, agree and disagree")
+    return Item(str(row.get("id", where)), prompts)
 
 
 def score(lm: Any, items: Sequence[Item]) -> list[ItemScore]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsteer.evals import ItemScore, read_rows, unreadable
+from weightsteer.errors import DataError
+from weightsteer.evals import ItemScore, read_rows, texts, unreadable
 from weightsteer.recipe import EvalSettings
 
 VERSION = 1
@@ -47,27 +48,33 @@ class Text:
 def read_items(settings: Settings, pairs: Any) -> list[Question | Text]:
     """Questions of our layout (question, correct, incorrect), MMLU's (question, choices, answer) or TruthfulQA's
     (question, mc1_targets); then the passages."""
-    items: list[Question | Text] = []
-    for where, row in read_rows(settings.items, "capability.jsonl"):
-        items.append(Question(str(row.get("id", where)), row.get("question", ""), _answers(where, row)))
-    for where, row in read_rows(settings.texts, "text.jsonl"):
-        if not isinstance(row.get("text"), str):
-            raise unreadable(where, row, "text")
-        items.append(Text(str(row.get("id", where)), row["text"]))
-    return items
+    questions = read_rows(settings.items, "capability.jsonl", _question)
+    return [*questions, *read_rows(settings.texts, "text.jsonl", _text)]
 
 
-def _answers(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+def _question(where: str, row: Mapping[str, Any]) -> Question:
     if {"question", "correct", "incorrect"} <= row.keys():
-        wrong = row["incorrect"]
-        return (row["correct"], *([wrong] if isinstance(wrong, str) else wrong))
-    if {"question", "choices", "answer"} <= row.keys():
-        right = "ABCDEFGHIJ".index(row["answer"])
-        return (row["choices"][right], *(c for i, c in enumerate(row["choices"]) if i != right))
-    if {"question", "mc1_targets"} <= row.keys():
-        targets = row["mc1_targets"]
-        return tuple(sorted(targets, key=lambda answer: -targets[answer]))
-    raise unreadable(where, row, "question, correct and incorrect")
+        wrong = [row["incorrect"]] if isinstance(row["incorrect"], str) else row["incorrect"]
+        answers = [row["correct"], *wrong]
+    elif {"question", "choices", "answer"} <= row.keys():
+        answer = row["answer"]  # MMLU comes with letters and with numbers from 0
+        right = answer if isinstance(answer, int) else "ABCDEFGHIJ".index(answer)
+        answers = [row["choices"][right], *(c for i, c in enumerate(row["choices"]) if i != right)]
+    elif {"question", "mc1_targets"} <= row.keys():
+        targets = row["mc1_targets"]  # answer -> 1 or 0; on the hub two lists
+        marks = dict(zip(targets["choices"], targets["labels"], strict=True)) if "labels" in targets else targets
+        answers = sorted(marks, key=lambda answer: -marks[answer])
+    else:
+        raise unreadable(row, "question, correct and incorrect")
+    named = {"question": row["question"], **{f"answer {i}": answer for i, answer in enumerate(answers, 1)}}
+    question, *checked = texts(named, *named)
+    if len(checked) < 2:
+        raise DataError(f"has the answers {checked}. Expected a right one and at least one wrong one")
+    return Question(str(row.get("id", where)), question, tuple(checked))
+
+
+def _text(where: str, row: Mapping[str, Any]) -> Text:
+    return Text(str(row.get("id", where)), *texts(row, "text"))
 
 
 def score(lm: Any, items: Sequence[Question | Text]) -> list[ItemScore]:
@@ -88,6 +95,6 @@ def score(lm: Any, items: Sequence[Question | Text]) -> list[ItemScore]:
     for item, (log_p, tokens) in zip(
         texts, score_texts(lm, [t.text for t in texts], label="capability: text"), strict=True
     ):
-        values = {"p_correct": None, "accuracy": None, "text": log_p / tokens}
-        results.append(ItemScore(item.id, values, {"tokens": tokens}))
+        values = {"p_correct": None, "accuracy": None, "text": log_p / tokens if tokens else None}
+        results.append(ItemScore(item.id, values, {"tokens": tokens}, None if tokens else "one token predicts nothing"))
     return results

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsteer.evals import ItemScore, read_rows, two_way, unreadable
+from weightsteer.errors import DataError
+from weightsteer.evals import ItemScore, read_rows, texts, two_way, unreadable
 from weightsteer.recipe import EvalSettings
 
 VERSION = 1
@@ -46,18 +47,23 @@ class Item:
 def read_items(settings: Settings, pairs: Any) -> list[Item]:
     """Questions of our layout (question, correct, incorrect), or rows of SycophancyEval's answer.jsonl, whose own four
     prompts are used."""
-    items: list[Item] = []
     public: dict[str, dict[str, Any]] = {}
-    for where, row in read_rows(settings.items, "sycophancy.jsonl"):
+
+    def parse(where: str, row: Mapping[str, Any]) -> Item | None:
         if {"question", "correct", "incorrect"} <= row.keys():
-            prompts = {name: text.format(**{"question": "", "incorrect": "", **row}) for name, text in PROMPTS.items()}
-            items.append(Item(str(row.get("id", where)), prompts, row["correct"], row["incorrect"]))
-        elif {"prompt", "base", "metadata"} <= row.keys():
-            entry = public.setdefault(row["base"]["question"], {"base": row["base"], "prompts": {}})
-            entry["prompts"][_public_prompt(row["metadata"]["prompt_template"])] = row["prompt"][0]["content"]
-        else:
-            raise unreadable(where, row, "question, correct and incorrect")
-    return [*items, *_complete(public)]
+            question, correct, incorrect = texts(row, "question", "correct", "incorrect")
+            filled = {"question": question, "correct": correct, "incorrect": incorrect}
+            prompts = {name: template.format(**filled) for name, template in PROMPTS.items()}
+            return Item(str(row.get("id", where)), prompts, correct, incorrect)
+        if not {"prompt", "base", "metadata"} <= row.keys():
+            raise unreadable(row, "question, correct and incorrect")
+        question, _, _ = texts(row["base"], "question", "correct_answer", "incorrect_answer")
+        entry = public.setdefault(question, {"base": row["base"], "prompts": {}})
+        entry["prompts"][_public_prompt(row["metadata"]["prompt_template"])] = row["prompt"][0]["content"]
+        return None
+
+    items = read_rows(settings.items, "sycophancy.jsonl", parse)
+    return [*(item for item in items if item is not None), *_complete(public)]
 
 
 def _public_prompt(template: str) -> str:
@@ -69,7 +75,9 @@ def _complete(public: Mapping[str, Mapping[str, Any]]) -> Iterator[Item]:
     for question, entry in public.items():
         base, prompts = entry["base"], entry["prompts"]
         if set(prompts) != set(PROMPTS):
-            raise unreadable(question, prompts, "the four prompts a, b, c and d of every question")
+            raise DataError(
+                f"{question}: has the prompts {sorted(prompts)}. Expected {sorted(PROMPTS)} of every question"
+            )
         yield Item(question, prompts, base["correct_answer"], base["incorrect_answer"])
 
 

@@ -92,7 +92,8 @@ def score_texts(lm: LanguageModel, texts: Sequence[str], *, label: str = "") -> 
     for text in texts:
         ids = lm.tokens(text)
         rows.append(([start], [ids]) if start is not None else (ids[:1], [ids[1:]]))
-    return [scores[0] for scores in _score(lm, rows, label)]
+    scored = iter(_score(lm, [row for row in rows if row[1][0]], label))
+    return [next(scored)[0] if row[1][0] else (0.0, 0) for row in rows]
 
 
 def _split(prompt: list[int], whole: list[list[int]]) -> tuple[list[int], list[list[int]]]:
