@@ -15,6 +15,7 @@ import torch
 from weightsteer import progress
 from weightsteer.data.contrast import SIDES, ContrastDataset, Side, check_tokens, encode_example
 from weightsteer.errors import StageError
+from weightsteer.models.blocks import decoder_blocks
 from weightsteer.models.language_model import (
     LanguageModel,
     compute_dtype,
@@ -99,9 +100,7 @@ def finetune(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
-        target_modules=settings.target_modules
-        if isinstance(settings.target_modules, str)
-        else list(settings.target_modules),
+        target_modules=_targets(lm, settings),
         task_type="CAUSAL_LM",
     )
     set_seed(seed)
@@ -116,6 +115,31 @@ def finetune(
             lm.network.eval().requires_grad_(False)
             shutil.rmtree(out / "trainer", ignore_errors=True)
     write_text(out / "training.json", json.dumps(history, indent=1))
+
+
+def _targets(lm: LanguageModel, settings: LoraSettings) -> str | list[str]:
+    """Modules that get a LoRA, as peft takes them: those the settings name, within their range of blocks."""
+    named = settings.target_modules
+    if settings.depth == (0.0, 1.0):
+        return named if isinstance(named, str) else list(named)
+    blocks = decoder_blocks(lm.network)
+    chosen = [block for b, block in enumerate(blocks) if settings.depth[0] <= b / len(blocks) < settings.depth[1]]
+    if any(parameter.ndim > 2 for block in chosen for parameter in block.parameters()):
+        raise DataError(
+            f"depth {list(settings.depth)}: the blocks hold fused experts, which are no modules of their own. Expected "
+            "depth [0, 1] for a mixture of experts"
+        )
+    names = {id(module): name for name, module in lm.network.named_modules()}
+    leaves = [m for block in chosen for m in block.modules() if type(m).__name__ in ("Linear", "Conv1D")]
+    found = [names[id(m)] for m in leaves]
+    if not isinstance(named, str):
+        found = [name for name in found if name.rpartition(".")[2] in named]
+    if not found:
+        raise DataError(
+            f"target_modules {named} in depth {list(settings.depth)}: no linear layer of the model's {len(blocks)} blocks. "
+            "Expected all-linear, or last parts of module names such as [q_proj, v_proj]"
+        )
+    return found
 
 
 def best_validation_loss(folder: Path) -> float:

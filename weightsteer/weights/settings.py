@@ -36,6 +36,8 @@ class LoraSettings(MethodSettings):
     """Longest example; a longer one is an error."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Modules that get a LoRA, as peft names them; the output head is never among `all-linear`."""
+    depth: tuple[float, float] = (0.0, 1.0)
+    """From where to where in the stack of blocks there is a LoRA: (0.5, 1) is the second half of the model."""
     dtype: Literal["auto", "float32", "mixed", "bfloat16", "float16"] = "auto"
     """Of the frozen network while training; the factors are float32. `mixed`: float32, multiplied in bfloat16. `auto`:
     bfloat16 on a GPU; on a CPU mixed where that is fast, else float32."""
@@ -47,6 +49,13 @@ class LoraSettings(MethodSettings):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         return self
+
+    @pydantic.field_validator("depth")
+    @classmethod
+    def _is_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError(f"{list(value)} is no range. Expected two shares of the depth such as [0.5, 1]")
+        return value
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
