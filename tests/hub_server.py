@@ -58,6 +58,8 @@ class Failure:
     skip: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "made to fail"
+    text: str = ""
+    """The body, where it is not JSON."""
     after: bool = False
     """Do what was asked and lose the answer."""
 
@@ -226,7 +228,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _fail(self, failure: Failure) -> None:
         if isinstance(failure.answer, int):
-            text = json.dumps({"error": failure.message}).encode()
+            text = failure.text.encode() or json.dumps({"error": failure.message}).encode()
             self._send(failure.answer, {"X-Error-Message": failure.message, **failure.headers}, text)
             return
         self._record(failure.answer)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class HubClient:
                 if raw and isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
                     raise
                 problem = Problem.of(error, self.api.token)
-                if wait_s is None or not problem.passes:
+                if wait_s is None or not problem.again:
                     self._give_up(what, problem)
                 wait_s = max(wait_s, problem.wait_s)
                 progress.say(f"{what}: {problem.found}; asking again in {wait_s:g} s")
@@ -79,10 +80,10 @@ class HubClient:
                 )
             case 404 | 409:
                 return f"Expected a repository of a model{self._other_type()}", "Choose another name"
-            case None if problem.passes:
+            case _ if problem.status in PASSING_STATUS:
+                return "Expected a hub that answers", later
+            case None if problem.silent:
                 return "Expected a hub that answers", f"Check the network and HF_ENDPOINT. {later}"
-        if problem.passes:
-            return "Expected a hub that answers", later
         return "Expected it to be taken", "Put right what it names and run the same command again"
 
     def _other_type(self) -> str:
@@ -98,11 +99,14 @@ class HubClient:
 
 @dataclass(frozen=True)
 class Problem:
-    """A failed request: what was found, and whether to ask again."""
+    """A failed request."""
 
     found: str
     status: int | None = None
-    passes: bool = False
+    silent: bool = False
+    """There was no answer, or none that can be read."""
+    again: bool = False
+    """Whether to ask again at once."""
     wait_s: float = 0.0
 
     @classmethod
@@ -113,19 +117,24 @@ class Problem:
         cause = error
         while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
             cause = cause.__cause__  # the client wraps what happens in its upload threads
+        text = _one_line(str(cause), token)
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             said = _one_line(cause.server_message or cause.response.reason_phrase, token)
             after = cause.response.headers.get("Retry-After", "")
             wait_s = min(float(after), TIMEOUT_S) if after.isdigit() else 0.0
-            return cls(f"the hub answers {status} ({said})", status, status in PASSING_STATUS, wait_s)
+            return cls(f"the hub answers {status} ({said})", status, again=status in PASSING_STATUS, wait_s=wait_s)
         if isinstance(cause, OfflineModeIsEnabled):
             return cls("HF_HUB_OFFLINE is set, so the hub may not be asked")
         if isinstance(cause, json.JSONDecodeError):
-            return cls("the hub answers something that is no JSON", None, True)
-        if isinstance(cause, HTTPError | ConnectionError | TimeoutError):
-            return cls(f"the hub does not answer ({type(cause).__name__}: {_one_line(str(cause), token)})", None, True)
-        return cls(_one_line(str(cause), token))
+            return cls("the hub answers something that is no JSON", silent=True, again=True)
+        if isinstance(cause, HTTPError):
+            return cls(f"the hub does not answer ({type(cause).__name__}: {text})", silent=True, again=True)
+        if isinstance(cause, ConnectionError | TimeoutError):
+            # hf-xet, which has asked again itself, for minutes; it tells a status in its text only
+            answered = re.search(r"\((\d{3}) ", text)
+            return cls(f"the storage of the hub failed ({text})", int(answered[1]) if answered else None, silent=True)
+        return cls(text)
 
 
 @contextlib.contextmanager
