@@ -197,7 +197,7 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path, name):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(CheckpointError, match="expected the name of a .safetensors file in this folder") as error:
+    with pytest.raises(CheckpointError, match=r"expected the name of a .safetensors file in this folder") as error:
         Checkpoint.open(folder)
     assert repr(name) in str(error.value)
 
@@ -207,7 +207,7 @@ def test_links_that_lead_outside_are_refused(tmp_path):
     folder = write_checkpoint(tmp_path / "model", {"a": torch.zeros(1)})
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("../outside.safetensors")
-    with pytest.raises(CheckpointError, match="links to .*outside.safetensors, outside the folder"):
+    with pytest.raises(CheckpointError, match=r"links to .*outside.safetensors, outside the folder"):
         Checkpoint.open(folder)
     (folder / "model.safetensors").unlink()
     save_file({"a": torch.zeros(1)}, folder / "real.safetensors")
@@ -239,7 +239,9 @@ def test_index_and_shards_have_to_agree(tmp_path):
     content["weight_map"]["t0"] = second
     content["weight_map"]["new"] = first
     index.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=rf"new: not in {first}, where the index has it[^$]*t0: in {first}, where"):
+    with pytest.raises(
+        CheckpointError, match=rf"new: not in {first}, where the index has it[^$]*t0: in {first}, where"
+    ):
         Checkpoint.open(folder)
     (folder / second).unlink()
     with pytest.raises(CheckpointError, match=f"{second}: missing; expected every shard"):
@@ -285,5 +287,5 @@ def test_unreadable_dtypes_are_seen_but_not_read(tmp_path):
     write_file(tmp_path / "model.safetensors", header, bytes(2))
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.info("a").dtype == "F4"
-    with pytest.raises(CheckpointError, match="a has dtype F4. Expected one of BOOL"):
+    with pytest.raises(CheckpointError, match=r"a has dtype F4. Expected one of BOOL"):
         checkpoint.tensor("a")

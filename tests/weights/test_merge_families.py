@@ -212,7 +212,8 @@ def test_experts_are_fused_by_transformers_as_the_table_says():
                 assert model_type in TRANSPOSED_EXPERTS, f"{model_type} reshapes {target} under its own name"
             parts = tuple(re.sub(r"^.*experts\.\*\.|\.weight$", "", source.replace("\\", "")) for source in sources)
             if parts in known and "experts" in sources[0]:
-                assert EXPERT_PARTS[target.rpartition(".")[2]] and not others
+                assert parts in EXPERT_PARTS[target.rpartition(".")[2]]
+                assert not others
                 kinds = [(type(op), getattr(op, "dim", None)) for op in transform.operations]
                 assert kinds == [(MergeModulelist, 0), (Concatenate, 1)][: len(parts)], model_type
                 checked += 1

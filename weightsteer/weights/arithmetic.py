@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -19,15 +19,18 @@ from weightsteer.weights.placement import Placement
 # Read, computed and written at once: large enough that Python costs nothing, small enough for several in flight.
 CHUNK_BYTES = 4 << 20
 # Elements in arithmetic at once on a processor: three float32 matrices of this size fit the level-2 cache.
-BLOCK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 96 << 10
+# Of a change in factors, what rounding left is measured on one block in so many: the factors spread it over all rows.
+SAMPLE = 8
 # ‖change‖² beside ‖base‖² from which float32 is too narrow for bfloat16: at a quarter of the weights' own size, the
-# error of a product of rank 64 misrounds one element in 20,000.
+# error of a product of rank 64 misrounds one element in 20,000. Judged by so many rows of each chunk.
 LARGE = 1 / 16
+LARGE_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Applied:
-    """How much of a change is left once the sum is rounded. Sums over all changed elements; they add up."""
+    """How much of a change is left once the sum is rounded: sums over the elements measured, which add up."""
 
     asked: float = 0.0
     """‖k·w‖²."""
@@ -46,15 +49,15 @@ class Applied:
         """What a person wants to know; None where there is no change to speak of.
 
         share: the part of the change that is in the checkpoint (its projection), 1 without rounding. cosine: between
-        the change asked for and the one in the checkpoint. moved: share of the elements with another value.
+        the change asked for and the one in the checkpoint. moved: share of the elements with another value. measured:
+        number of elements these are taken from.
         """
         both = math.sqrt(self.asked * self.kept)
         return {
             "share": self.along / self.asked if self.asked else None,
             "cosine": self.along / both if both else None,
             "moved": self.moved / self.elements if self.elements else None,
-            "norm": math.sqrt(self.asked),
-            "elements": self.elements,
+            "measured": self.elements,
         }
 
 
@@ -92,7 +95,7 @@ class Delta:
         """The change of `rows` in float64, and the sum of the magnitudes of which it is made."""
         change = magnitude = torch.zeros(1, 1, dtype=torch.float64)
         if self.up is not None and self.down is not None:
-            up, down = self.up[rows].double(), self.down.double()
+            up, down = self.up[rows].double().cpu(), self.down.double().cpu()
             change, magnitude = up @ down, up.abs() @ down.abs()
         for weight, values in self.dense:
             part = weight * values[rows].double()
@@ -118,9 +121,14 @@ class Chunk:
     stop: int
     dtype: str
     """Of the result, as safetensors names it."""
-    change: Delta | None = None
-    row: int = 0
-    """Row of the change that falls on the first row of this chunk."""
+    terms: tuple[tuple[float, Change], ...] = ()
+    """Weights and changes of the whole parameter, of which these bytes take the part at `at`. None: copied."""
+    at: Placement | None = None
+
+    @property
+    def columns(self) -> int:
+        """Of the matrix that a change is added to; bytes without a change may be cut anywhere."""
+        return self.source.columns if self.terms else 1
 
     @property
     def size_bytes(self) -> int:
@@ -134,13 +142,15 @@ def copies(source: TensorInfo, dtype: str) -> Iterator[Chunk]:
         yield Chunk(source, start, min(start + CHUNK_BYTES, source.stop), dtype)
 
 
-def split(source: TensorInfo, dtype: str, at: Placement, change: Delta) -> Iterator[Chunk]:
-    """The chunks of the rows at `at` of a tensor, which take `change`."""
+def split(source: TensorInfo, dtype: str, terms: Sequence[tuple[float, Change]], at: Placement) -> Iterator[Chunk]:
+    """The chunks of the rows at `at` of a tensor, which take the weighted sum of `terms`."""
     row_bytes = source.size_bytes // max(source.rows, 1)
     step = max(1, CHUNK_BYTES // max(row_bytes, 1))
     for row in range(0, at.rows if row_bytes else 0, step):
-        start, stop = (source.start + (at.at + r) * row_bytes for r in (row, min(row + step, at.rows)))
-        yield Chunk(source, start, stop, dtype, change, row)
+        rows = min(step, at.rows - row)
+        part = replace(at, at=at.at + row, first=at.first + row, rows=rows)
+        start = source.start + part.at * row_bytes
+        yield Chunk(source, start, start + rows * row_bytes, dtype, tuple(terms), part)
 
 
 def accumulator(source: str, result: str) -> torch.dtype:
@@ -154,28 +164,17 @@ def accumulator(source: str, result: str) -> torch.dtype:
 def compute(chunk: Chunk, lane: Lane) -> tuple[UInt8[Tensor, " n"], Applied]:
     """The bytes of the merged checkpoint for `chunk`, in a buffer of `lane`, and what rounding left."""
     data = lane.read(chunk.source.file, chunk.start, chunk.stop)
-    if chunk.change is None and chunk.dtype == chunk.source.dtype:
+    if not chunk.terms and chunk.dtype == chunk.source.dtype:
         return data, Applied()
     begin = perf_counter()
     result = TORCH_DTYPES[chunk.dtype]
-    base = data.view(TORCH_DTYPES[chunk.source.dtype])
-    base = base.view(1, -1) if chunk.change is None else base.view(-1, chunk.source.columns)
+    base = data.view(TORCH_DTYPES[chunk.source.dtype]).view(-1, chunk.columns)
     out = base if base.dtype == result else lane.buffer("out", base.numel(), result, CPU).view(base.shape)
     applied = Applied()
-    if chunk.change is None:
-        out.copy_(base)
+    if chunk.terms:
+        applied = _add(chunk, base, out, lane)
     else:
-        wide = accumulator(chunk.source.dtype, chunk.dtype)
-        on_cpu = lane.device.type == "cpu"
-        step = max(1, BLOCK_ELEMENTS // base.shape[1]) if on_cpu else len(base)
-        for row in range(0, len(base), step):
-            rows = slice(row, min(row + step, len(base)))
-            applied += _add(chunk, base[rows], out[rows], chunk.row + row, lane, wide)
-        if not math.isfinite(applied.asked + applied.kept):
-            raise CheckpointError(
-                f"{chunk.source.file}: {chunk.source.name} is not finite in {chunk.dtype} once k·w is added. "
-                "Expected finite base values and a change that fits. Choose a smaller k, or dtype float32"
-            )
+        out.copy_(base)
     lane.compute_s += perf_counter() - begin
     return out.view(-1).view(torch.uint8), applied
 
@@ -189,9 +188,10 @@ def bounds(chunk: Chunk, lane: Lane) -> tuple[Float[Tensor, " n"], Float[Tensor,
     source, result = TORCH_DTYPES[chunk.source.dtype], TORCH_DTYPES[chunk.dtype]
     base = lane.read(chunk.source.file, chunk.start, chunk.stop, "base again").view(source).double()
     base = base.view(-1, chunk.source.columns)
-    change, magnitude = chunk.change.exact(slice(chunk.row, chunk.row + len(base)))
-    rank = 0 if chunk.change.down is None else len(chunk.change.down)
-    roundings = rank + len(chunk.change.dense) + 4
+    delta = Delta.of(chunk.terms, chunk.at, torch.float64, CPU)
+    change, magnitude = delta.exact(slice(0, len(base)))
+    rank = 0 if delta.down is None else len(delta.down)
+    roundings = rank + len(delta.dense) + 4
     error = roundings * torch.finfo(accumulator(chunk.source.dtype, chunk.dtype)).eps * (base.abs() + magnitude)
     low, high = (base + change - error).to(result), (base + change + error).to(result)
     return low.flatten(), high.flatten()
@@ -201,32 +201,60 @@ def _add(
     chunk: Chunk,
     base: Float[Tensor, "rows columns"],
     out: Float[Tensor, "rows columns"],
-    row: int,
     lane: Lane,
-    wide: torch.dtype,
 ) -> Applied:
-    """out = round(base + change from `row` on); `out` may be `base` itself."""
-    a, b, c = (
-        lane.buffer(f"{name} {wide}", base.numel(), wide, lane.device).view(base.shape)
-        for name in ("base", "change", "sum")
-    )
-    a.copy_(base.to(lane.device))
-    chunk.change.write(slice(row, row + len(base)), b)
-    asked = _dot(b, b)
-    if wide == torch.float32 and asked > LARGE * _dot(a, a):
-        return _add(chunk, base, out, row, lane, torch.float64)
-    torch.add(a, b, out=c)
-    rounded = out
-    if lane.device != out.device:
-        rounded = lane.buffer("rounded", out.numel(), out.dtype, lane.device).view(out.shape)
-    rounded.copy_(c)
-    if rounded is not out:
-        out.copy_(rounded)
-    c.copy_(rounded).sub_(a)
-    kept, along = _dot(c, c), _dot(c, b)
+    """out = round(base + change), block by block; `out` may be `base` itself."""
+    wide = accumulator(chunk.source.dtype, chunk.dtype)
+    change = Delta.of(chunk.terms, chunk.at, wide, lane.device)
+    if wide == torch.float32 and _is_large(change, base):
+        wide = torch.float64
+    columns = base.shape[1]
+    step = min(len(base), max(1, BLOCK_ELEMENTS // columns)) if lane.device.type == "cpu" else len(base)
+    scratch = [lane.buffer((n, wide), step * columns, wide, lane.device).view(step, columns) for n in "abc"]
+    sampled = change.up is not None and base.numel() > SAMPLE * BLOCK_ELEMENTS
+    applied = Applied()
+    for number, row in enumerate(range(0, len(base), step)):
+        weights, target = base[row : row + step], out[row : row + step]
+        a, b, c = (buffer[: len(weights)] for buffer in scratch)
+        a.copy_(weights.to(lane.device))
+        change.write(slice(row, row + len(weights)), b)
+        torch.add(a, b, out=c)
+        rounded = target if target.device == c.device else torch.empty_like(c, dtype=target.dtype)
+        rounded.copy_(c)
+        if rounded is not target:
+            target.copy_(rounded)
+        if target.dtype == torch.float16:
+            _check_finite(chunk, rounded)
+        if not sampled or number % SAMPLE == 0:
+            applied += _measure(a, b, c.copy_(rounded).sub_(a))
+    return applied
+
+
+def _measure(
+    scratch: Float[Tensor, "rows columns"],
+    asked: Float[Tensor, "rows columns"],
+    kept: Float[Tensor, "rows columns"],
+) -> Applied:
     # The number of elements that moved, as a dot product of signs: twice as fast as counting them.
-    signs = torch.sign(c, out=a)
-    return Applied(asked, kept, along, round(_dot(signs, signs)), c.numel())
+    moved = torch.sign(kept, out=scratch)
+    sums = _dot(asked, asked), _dot(kept, kept), _dot(kept, asked), round(_dot(moved, moved))
+    return Applied(*sums, kept.numel())
+
+
+def _is_large(change: Delta, base: Float[Tensor, "rows columns"]) -> bool:
+    """Whether the change is so large beside the weights, in some of the rows, that float32 is too narrow."""
+    every = math.ceil(len(base) / LARGE_ROWS)
+    weights = base[::every].float()
+    asked = change.exact(slice(0, len(base), every))[0]
+    return asked.square().sum().item() > LARGE * weights.square().sum().item()
+
+
+def _check_finite(chunk: Chunk, values: Float[Tensor, "rows columns"]) -> None:
+    if not torch.isfinite(values).all():
+        raise CheckpointError(
+            f"{chunk.source.file}: {chunk.source.name} is not finite in {chunk.dtype} once k·w is added. Expected "
+            "numbers below 65,520. Choose a smaller k, or dtype float32"
+        )
 
 
 def _dot(left: Tensor, right: Tensor) -> float:

@@ -66,9 +66,7 @@ class Checkpoint:
     def info(self, name: str) -> TensorInfo:
         """Dtype, shape, file and byte range of one tensor."""
         if name not in self.tensors:
-            raise CheckpointError(
-                f"{self.path}: holds no tensor {name}. Expected one of its {len(self.names)} names"
-            )
+            raise CheckpointError(f"{self.path}: holds no tensor {name}. Expected one of its {len(self.names)} names")
         return self.tensors[name]
 
     def tensor(self, name: str) -> Tensor:

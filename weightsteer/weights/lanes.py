@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import FileIO
@@ -32,7 +32,7 @@ class Lane:
     device: torch.device = CPU
     read_s: float = 0.0
     compute_s: float = 0.0
-    _buffers: dict[str, Tensor] = field(default_factory=dict)
+    _buffers: dict[Hashable, Tensor] = field(default_factory=dict)
     _files: dict[Path, FileIO] = field(default_factory=dict)
 
     def read(self, file: Path, start: int, stop: int, buffer: str = "in") -> UInt8[Tensor, " n"]:
@@ -48,14 +48,12 @@ class Lane:
         while done < len(view):
             count = self._files[file].readinto(view[done:])
             if not count:
-                raise CheckpointError(
-                    f"{file}: was cut short while it was read. Expected it to stay as it is"
-                )
+                raise CheckpointError(f"{file}: was cut short while it was read. Expected it to stay as it is")
             done += count
         self.read_s += perf_counter() - begin
         return data
 
-    def buffer(self, name: str, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def buffer(self, name: Hashable, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Room for `elements`, its content left over from the last use."""
         held = self._buffers.get(name)
         if held is None or len(held) < elements or held.dtype != dtype:
@@ -77,9 +75,7 @@ def open_lanes(device: torch.device = CPU) -> Iterator[list[Lane]]:
     try:
         yield lanes
     finally:
-        torch.set_num_threads(
-            threads
-        )  # the workers' setting is also the one of threads that are still to come
+        torch.set_num_threads(threads)  # the workers' setting is also the one of threads that are still to come
         for lane in lanes:
             lane.close()
 
@@ -92,7 +88,8 @@ def in_order(
     A result may lie in its lane's buffers: it is valid until the next one is asked for.
     """
     free, running = deque(lanes), deque()
-    with ThreadPoolExecutor(len(lanes) // 2) as threads:
+    # torch keeps its number of threads per thread: each of these is one by itself.
+    with ThreadPoolExecutor(len(lanes) // 2, initializer=torch.set_num_threads, initargs=(1,)) as threads:
         try:
             for item in items:
                 if not free:

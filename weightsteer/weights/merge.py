@@ -126,9 +126,7 @@ def _check_out(out: Path, base: Path) -> None:
             "never written to. Choose another --out"
         )
     if out.exists() and not out.is_dir():
-        raise CheckpointError(
-            f"{out}: is a file. Expected a folder that is new or empty. Choose another --out"
-        )
+        raise CheckpointError(f"{out}: is a file. Expected a folder that is new or empty. Choose another --out")
 
 
 def _additions(
@@ -202,13 +200,9 @@ def _sweep(partial: Path, journal: Journal) -> None:
 
 
 def _check_room(plan: Plan, partial: Path, journal: Journal) -> None:
-    shards = sum(
-        t.size_bytes for s, targets in plan.shards.items() if s not in journal.finished for t in targets
-    )
+    shards = sum(t.size_bytes for s, targets in plan.shards.items() if s not in journal.finished for t in targets)
     entries = [e for a in plan.additions for e in a.vector.entries.values()]
-    vectors = sum(
-        4 * (e.up.numel() + e.down.numel() if isinstance(e, LowRank) else e.numel()) for e in entries
-    )
+    vectors = sum(4 * (e.up.numel() + e.down.numel() if isinstance(e, LowRank) else e.numel()) for e in entries)
     needed, free = shards + vectors + SPARE_BYTES, shutil.disk_usage(partial).free
     if needed > free:
         raise CheckpointError(
@@ -232,7 +226,7 @@ def _write_shards(plan: Plan, partial: Path, journal: Journal) -> dict[str, floa
                 continue
             writer = ShardWriter(partial / shard, plan.header(shard), disk)
             applied = Applied()
-            chunks = (chunk for target in plan.shards[shard] for chunk in plan.chunks(target, device))
+            chunks = (chunk for target in plan.shards[shard] for chunk in plan.chunks(target))
             for _, (data, part) in in_order(compute, chunks, lanes):
                 writer.write(data.numpy().data)
                 applied += part
@@ -329,9 +323,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _result(
-    out: Path, plan: Plan, provenance: Provenance, seconds: Mapping[str, float], skipped: bool
-) -> MergeResult:
+def _result(out: Path, plan: Plan, provenance: Provenance, seconds: Mapping[str, float], skipped: bool) -> MergeResult:
     targets = [target for targets in plan.shards.values() for target in targets]
     changed = sum(bool(target.pieces) for target in targets)
     return MergeResult(out, provenance, skipped, len(targets), changed, plan.data_bytes, seconds)

@@ -83,9 +83,7 @@ def _prefixed(name: str) -> Iterator[str]:
             yield stored + name.removeprefix(memory)
 
 
-def _place_whole(
-    name: str, shape: tuple[int, ...], info: TensorInfo, model_type: str
-) -> list[Placement] | str:
+def _place_whole(name: str, shape: tuple[int, ...], info: TensorInfo, model_type: str) -> list[Placement] | str:
     if tuple(shape) != info.shape:
         return f"{name}: changes {list(shape)}, the checkpoint holds {list(info.shape)}"
     if model_type in TRANSPOSED_EXPERTS and len(shape) == 3:
@@ -112,7 +110,5 @@ def _place_experts(
             placements.append(Placement(info.name, 0, expert, first, info.shape[0]))
             first += info.shape[0]
         if first != rows:
-            return (
-                f"{name}: changes {rows} rows an expert, the checkpoint holds {first} ({' and '.join(parts)})"
-            )
+            return f"{name}: changes {rows} rows an expert, the checkpoint holds {first} ({' and '.join(parts)})"
     return placements

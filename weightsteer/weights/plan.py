@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightsteer.errors import AdapterError, CheckpointError, report_problems
 from weightsteer.models.safetensors_file import DTYPE_BITS, INDEX, TensorInfo, encode_header, load_json
-from weightsteer.weights.arithmetic import Chunk, Delta, accumulator, copies, split
+from weightsteer.weights.arithmetic import Chunk, copies, split
 from weightsteer.weights.checkpoint import FLOATS, Checkpoint
 from weightsteer.weights.lowrank import Change, LowRank
 from weightsteer.weights.placement import EMBEDDINGS, HEAD, Placement, find, place
@@ -65,14 +65,12 @@ class Plan:
         """Weight and entry of every vector that changes the parameter `name`."""
         return _terms(self.additions, self.factors, name)
 
-    def chunks(self, target: Target, device: torch.device) -> Iterator[Chunk]:
+    def chunks(self, target: Target) -> Iterator[Chunk]:
         """The work on one tensor, in the order of its bytes."""
         if not target.pieces:
             yield from copies(target.source, target.dtype)
-        wide = accumulator(target.source.dtype, target.dtype)
         for at, name in target.pieces:
-            change = Delta.of(self.terms(name), at, wide, device)
-            yield from split(target.source, target.dtype, at, change)
+            yield from split(target.source, target.dtype, self.terms(name), at)
 
     def header(self, shard: str) -> bytes:
         """The first bytes of a shard; those of the base when nothing in them changes."""
@@ -143,9 +141,7 @@ def make_plan(
     return Plan(base, tuple(additions), factors, shards, untied, dtype)
 
 
-def _terms(
-    additions: Sequence[Addition], factors: Mapping[str, float], name: str
-) -> list[tuple[float, Change]]:
+def _terms(additions: Sequence[Addition], factors: Mapping[str, float], name: str) -> list[tuple[float, Change]]:
     weighted = [
         (a.k if a.role == "adapter" else a.k * factors[name], a.vector.entries[name])
         for a in additions
@@ -175,14 +171,10 @@ def _check_base(base: Checkpoint, dtype: str | None) -> None:
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"dtype: {dtype!r}. Expected {', '.join(DTYPES)}, or none for the base's own")
     if not base.config:
-        raise CheckpointError(
-            f"{base.path}: has no config.json. Expected a whole model folder. Fetch it again"
-        )
+        raise CheckpointError(f"{base.path}: has no config.json. Expected a whole model folder. Fetch it again")
     quantised = base.config.get("quantization_config") or base.text_config.get("quantization_config")
     if quantised:
-        method = (
-            quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
-        )
+        method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
         raise CheckpointError(
             f"{base.path}: is quantised ({method}), so that no change can be added exactly. Expected float weights. "
             "Merge into the unquantised model, then quantise the result"
@@ -202,9 +194,7 @@ def _check_pieces(base: Checkpoint, pieces: Mapping[str, Sequence[tuple[Placemen
             problems.append(f"{stored}: changed as {' and as '.join(names)}; expected one change of it")
         dtype = base.tensors[placed[0][0].stored].dtype
         if dtype not in FLOATS:
-            problems.append(
-                f"{stored}: is stored as {dtype}; expected {', '.join(FLOATS)}: use the unquantised model"
-            )
+            problems.append(f"{stored}: is stored as {dtype}; expected {', '.join(FLOATS)}: use the unquantised model")
     report_problems(CheckpointError, base.path, problems)
 
 

@@ -58,9 +58,7 @@ class Provenance:
         different = sorted(set(expected) ^ set(content))
         if different or not _is_sound(content):
             what = f"lacks or adds {', '.join(different)}" if different else "holds values of the wrong kind"
-            raise CheckpointError(
-                f"{path}: {what}. Expected what weightsteer wrote. Make the checkpoint again"
-            )
+            raise CheckpointError(f"{path}: {what}. Expected what weightsteer wrote. Make the checkpoint again")
         return cls(**content)
 
 
@@ -76,10 +74,7 @@ def _is_sound(content: Mapping[str, Any]) -> bool:
         and all(isinstance(v, str) for key in ("shards", "files") for v in content[key].values())
         and isinstance(content["vectors"], list)
         and all(_is_vector(vector) for vector in content["vectors"])
-        and (
-            scale is None
-            or (isinstance(scale, dict) and set(scale) == {"alpha", "beta", "divisor", "modules"})
-        )
+        and (scale is None or (isinstance(scale, dict) and set(scale) == {"alpha", "beta", "divisor", "modules"}))
         and (scale is None or all(isinstance(v, numbers) for v in (scale["alpha"], scale["beta"])))
         and (scale is None or isinstance(scale["modules"], dict))
         and (scale is None or all(isinstance(v, numbers) for v in scale["modules"].values()))

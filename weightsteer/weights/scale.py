@@ -30,9 +30,7 @@ class Scale:
         """The factor of every parameter; an AdapterError when a module has none, or a block is beyond the model."""
         names = list(names)
         numbers = {"alpha": self.alpha, "beta": self.beta, **self.modules}
-        problems = [
-            f"{key}: {value} is not finite" for key, value in numbers.items() if not math.isfinite(value)
-        ]
+        problems = [f"{key}: {value} is not finite" for key, value in numbers.items() if not math.isfinite(value)]
         problems += [
             f"modules.{part}: no changed parameter has this in its name"
             for part in self.modules
@@ -40,9 +38,7 @@ class Scale:
         ]
         blocks = next((config[key] for key in BLOCK_COUNTS if isinstance(config.get(key), int)), None)
         if self.beta and blocks is None:
-            problems.append(
-                f"beta: config.json does not say how many blocks there are ({', '.join(BLOCK_COUNTS)})"
-            )
+            problems.append(f"beta: config.json does not say how many blocks there are ({', '.join(BLOCK_COUNTS)})")
         elif self.beta:
             beyond = [n for n in names if (b := _block(n)) is not None and b >= blocks]
             problems += [f"{name}: beyond the model's {blocks} blocks" for name in beyond]

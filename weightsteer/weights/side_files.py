@@ -46,9 +46,7 @@ def merged_config(base: Checkpoint, untie: bool, dtype: str | None) -> bytes:
         raise CheckpointError(f"{path}: missing. Expected the configuration of the model. Fetch it again")
     if not untie and dtype is None:
         return path.read_bytes()
-    return (
-        json.dumps(expected_config(base.config, untie, dtype), indent=2, ensure_ascii=False) + "\n"
-    ).encode()
+    return (json.dumps(expected_config(base.config, untie, dtype), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def expected_config(config: Mapping[str, Any], untie: bool, dtype: str | None) -> dict[str, Any]:

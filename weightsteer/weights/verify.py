@@ -19,7 +19,7 @@ from weightsteer.recipe import ModelPart
 from weightsteer.stage import file_digest
 from weightsteer.weights.arithmetic import Applied, Chunk, bounds, compute
 from weightsteer.weights.checkpoint import CONFIG, TORCH_DTYPES, Checkpoint
-from weightsteer.weights.lanes import CPU, Lane, in_order, open_lanes
+from weightsteer.weights.lanes import Lane, in_order, open_lanes
 from weightsteer.weights.merge import open_base
 from weightsteer.weights.plan import Addition, Plan, make_plan
 from weightsteer.weights.provenance import STEERING, Provenance
@@ -105,7 +105,7 @@ def _recompute(path: Path, provenance: Provenance, base: Path | str | ModelRef |
         "failed" if problems else "ok",
         tuple(problems),
         tensors=len(differences),
-        elements=applied.elements,
+        elements=sum(math.prod(t.source.shape) for ts in plan.shards.values() for t in ts if t.pieces),
         rounded_otherwise=sum(d.rounded_otherwise for d in every),
     )
 
@@ -116,9 +116,7 @@ def _additions(path: Path, provenance: Provenance) -> list[Addition]:
     for number, recorded in enumerate(provenance.vectors):
         folder = path / STEERING / str(number)
         if not folder.is_dir():
-            raise _OutOfReach(
-                f"{folder}: missing. Expected the vector that was merged. Fetch the whole checkpoint"
-            )
+            raise _OutOfReach(f"{folder}: missing. Expected the vector that was merged. Fetch the whole checkpoint")
         vector = WeightVector.load(folder)
         if vector.digest != recorded["digest"]:
             raise CheckpointError(
@@ -156,9 +154,7 @@ def _structure(plan: Plan, merged: Checkpoint) -> list[str]:
     }
     found = {name: (info.dtype, info.shape, info.file.name) for name, info in merged.tensors.items()}
     problems = [f"{name}: missing" for name in expected if name not in found]
-    problems += [
-        f"{name}: not in the base; expected no such tensor" for name in found if name not in expected
-    ]
+    problems += [f"{name}: not in the base; expected no such tensor" for name in found if name not in expected]
     for name in found.keys() & expected.keys():
         if found[name] != expected[name]:
             problems.append(f"{name}: {_words(found[name])}; expected {_words(expected[name])}")
@@ -205,7 +201,7 @@ def _work(plan: Plan, merged: Checkpoint) -> Iterator[tuple[str, Chunk, TensorIn
             if stored is None or (stored.dtype, stored.shape) != (target.dtype, target.source.shape):
                 continue
             at = 0
-            for chunk in plan.chunks(target, CPU):
+            for chunk in plan.chunks(target):
                 yield target.name, chunk, stored, at
                 at += chunk.size_bytes
 
@@ -220,7 +216,7 @@ def _compare(work: tuple[str, Chunk, TensorInfo, int], lane: Lane) -> _Differenc
     wrong = (found.view(-1, dtype.itemsize) != expected.view(-1, dtype.itemsize)).any(dim=1)
     found, expected = found.view(dtype), expected.view(dtype)
     otherwise = torch.zeros_like(wrong)
-    if chunk.change is not None:
+    if chunk.terms:
         low, high = bounds(chunk, lane)
         otherwise = wrong & (low <= found) & (found <= high)
         wrong &= ~otherwise
