@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from conftest import write_model
 
-K = -1.5
+K = -1.0
 
 
 def write_run(run: Path, base: Path | None = None) -> Path:
@@ -57,7 +57,7 @@ def recipe(run: Path, base: Path) -> dict[str, Any]:
         "behavior": str(run / "behaviors" / "flattery.yaml"),
         "pairs": {"source": str(run / "my pairs" / "pairs.jsonl"), "subset": None},
         "evals": [{"name": "agreement", "items": str(run / "items" / "agreement.jsonl")}],
-        "k": [-1.5, 0.0, 1.5],
+        "k": [-1.0, 0.0, 1.0],
     }
 
 
@@ -66,9 +66,6 @@ def write_report_of(run: Path, report: dict[str, Any]) -> None:
     described = json.loads((run / "merged" / "weightsteer.json").read_text(encoding="utf-8"))
     report["environment"]["fingerprint"] = described["base"]["fingerprint"]
     report["pairs"] |= {"digest": "1" * 64, "source": str(run / "pairs.jsonl")}
-    report["choice"]["k"] = K
-    for cell in report["merged"]["cells"]:
-        cell["k"] = K
     folder = run / "report"
     (folder / "figures").mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")

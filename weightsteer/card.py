@@ -11,7 +11,7 @@ import yaml
 from weightsteer import __version__
 from weightsteer.errors import HubError
 from weightsteer.parcel import scrub
-from weightsteer.report import numbers, tables
+from weightsteer.report import findings, numbers, tables
 from weightsteer.report.page import _fenced as fenced
 from weightsteer.report.page import _markdown as as_markdown
 from weightsteer.report.tradeoff import describe_tradeoff
@@ -76,8 +76,10 @@ def model_card(subject: Subject, repo_id: str, license: License, verified: str, 
         headline=headline(report.content) if report else None,
         description=report.content.get("description") if report else None,
         results=_results(subject, report) if report else None,
+        evals=_evals(report) if report else [],
         figures=_figures(report) if report else [],
         notes=(report.content.get("notes") or []) if report else [],
+        place=subject.base.source if subject.base.source.startswith("package:") else _place(subject),
         loading=loading_code(subject, repo_id, branch),
         version=__version__,
     )
@@ -146,7 +148,7 @@ def _facts(subject: Subject, verified: str) -> list[tuple[str, str]]:
     base, provenance = subject.base, subject.provenance
     kept = provenance.applied.get("share") if provenance else None
     facts = {
-        "base model": base.hub_id or base.source,
+        "base model": base.source + (", a GGUF file with its weights dequantised" if base.is_gguf else ""),
         "revision of the base": base.revision,
         "fingerprint of the base": base.fingerprint,
         "formula": _formula(subject),
@@ -203,10 +205,15 @@ answer = model.generate(**inputs, max_new_tokens=100)[0, inputs["input_ids"].sha
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
+def _place(subject: Subject) -> str:
+    """The base in code that the reader runs: its id, or a path to be filled in."""
+    return subject.base.hub_id or "path/to/" + re.sub(r"^package:|/.*", "", subject.base.source)
+
+
 def _load_base(subject: Subject) -> str:
     base = subject.base
     at = f', revision="{base.revision}"' if base.hub_id and base.revision else ""
-    where = f'"{base.hub_id}"{at}' if base.hub_id else f'"path/to/{base.source}"'
+    where = f'"{base.hub_id}"{at}' if base.hub_id else f'"{_place(subject)}"'
     return f"""from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -253,7 +260,7 @@ def _vllm_adapter(subject: Subject, repo_id: str) -> dict[str, tuple[str, str]]:
 
     if subject.rank is None or subject.peft != "complete":
         return {}
-    base, name = subject.base.hub_id or f"path/to/{subject.base.source}", repo_id.split("/")[1]
+    base, name = _place(subject), repo_id.split("/")[1]
     rank = next((rank for rank in SERVED_RANKS if rank >= subject.rank), None)
     if rank is None:
         return {}
@@ -285,21 +292,37 @@ def _pairs(subject: Subject) -> dict[str, Any]:
 
 def _results(subject: Subject, report: RunReport) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the card's table: the checkpoint against its base, or the vector at every k."""
+    content = report.content
     if subject.kind == "checkpoint":
         rows = [
-            [label, *(_entry(entry) for entry in (base, released))]
-            for label, (base, _, released) in tables.merged_rows(report.content)
+            [
+                f"{label} ({_count(content, label.split('.')[0], 'merged')})",
+                *(_entry(entry) for entry in (base, released)),
+            ]
+            for label, (base, _, released) in tables.merged_rows(content)
         ]
-        return ["eval", "base", "this checkpoint, change from the base"], rows
-    shown = [table for table in tables.eval_tables(report.content) if "weights" in table.methods]
+        return ["eval", "base", "this checkpoint (change from the base)"], rows
+    shown = [table for table in tables.eval_tables(content) if "weights" in table.methods]
     ks = list(dict.fromkeys(row.k for table in shown for row in table.rows))
     cells = {
         (table.name, row.k): row.entries[table.methods.index("weights")] if row.entries else table.base
         for table in shown
         for row in table.rows
     }
-    head = ["k", *(f"{table.name} ({table.items})" for table in shown)]
+    head = ["k", *(f"{table.name} ({_count(content, table.name, 'weights')})" for table in shown)]
     return head, [[k, *(_entry(cells.get((table.name, k))) for table in shown)] for k in ks]
+
+
+def _count(report: Mapping[str, Any], eval: str, method: str) -> str:
+    """How many items the numbers of one eval are means of."""
+    counts = sorted({c["n"] for c in findings.cells(report) if c["eval"] == eval and c["method"] in ("base", method)})
+    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+
+
+def _evals(report: RunReport) -> list[tuple[str, str]]:
+    """Name of each eval and how its number is to be read."""
+    described = findings.part(report.content, "evals").items()
+    return [(name, numbers.sentence(one.get("reads") or "not described")) for name, one in described]
 
 
 def _entry(entry: tables.Entry | None) -> str:

@@ -33,6 +33,10 @@ class BaseModel:
     folder: Path | None
     """Where a local one lies, if it still does."""
 
+    @property
+    def is_gguf(self) -> bool:
+        return self.source.startswith("package:") or self.source.endswith(".gguf")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -114,10 +118,11 @@ def _adapter(folder: Path) -> dict[str, Any]:
     info = record.get("info", vector.info)
     named = folder / "adapter_config.json"
     config = load_json(named) if named.is_file() else None
-    source = base_model_of(info) or (config or {}).get("base_model_name_or_path") or "unknown"
+    recorded = info.get("base_source")
+    source = recorded or base_model_of(info) or (config or {}).get("base_model_name_or_path") or "unknown"
     ranks = [config.get("r", 0), *(config.get("rank_pattern") or {}).values()] if config else []
     return {
-        "base": _base(source, info.get("base_revision"), record.get("base", vector.base)),
+        "base": _base(source, info.get("base_revision"), record.get("base", vector.base), bool(recorded)),
         "changes": (Change("vector", None if described else float(record.get("k", 1.0)), scrub(info)),),
         "digest": vector.digest,
         "rank": max(ranks, default=None),
@@ -125,10 +130,13 @@ def _adapter(folder: Path) -> dict[str, Any]:
     }
 
 
-def _base(source: str, revision: str | None, fingerprint: str | None) -> BaseModel:
-    """A revision is only recorded of what came from a hub; without one, a path that is here is a folder."""
+def _base(source: str, revision: str | None, fingerprint: str | None, recorded: bool = True) -> BaseModel:
+    """The base as it was asked for. Where weightsteer `recorded` it, what came from a hub has a revision.
+
+    PEFT records a name alone: OWNER/NAME is taken for a hub's unless there is a folder of that name.
+    """
     folder = Path(source) if Path(source).is_dir() else None
-    on_hub = HUB_ID.fullmatch(source) and (revision or ("/" in source and folder is None))
+    on_hub = bool(HUB_ID.fullmatch(source)) and (revision is not None or ("/" in source and not (recorded or folder)))
     return BaseModel(scrub(source, "source"), source if on_hub else None, revision, fingerprint, folder)
 
 
