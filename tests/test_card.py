@@ -126,7 +126,7 @@ def test_the_report_of_something_else_is_left_out_and_that_is_said(part: str, re
     path.write_text(json.dumps(report))
     pushed = push(reported / "merged", "jane/calm", dry_run=True, unverified=True)
     assert pushed.notes == (
-        "The report beside it is of another base, other pairs or another k, so the card leaves it out",
+        "The report beside it tells of another base, other pairs or another k: the card leaves it out",
     )
     assert "No evaluation of these weights" in pushed.card
     assert not any("figures" in name for name in pushed.files)

@@ -415,6 +415,14 @@ def test_the_token_is_in_no_message_even_if_the_hub_quotes_it(
     assert TOKEN not in str(error.value) + repr(error.value) + caplog.text + printed.out + printed.err
 
 
+def test_the_token_is_in_no_log_however_much_is_logged(hub: Hub, run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub.fail(COMMIT, 503)
+    with caplog.at_level(0):
+        push(run / "weights" / "vector", "jane/calm")
+    assert "/commit/" in caplog.text
+    assert TOKEN not in caplog.text
+
+
 def test_a_token_in_a_file_is_found_before_it_is_sent(hub: Hub, copy: Path, run: Path) -> None:
     (copy / "NOTICE").write_text(f"export HF_TOKEN={OTHERS_TOKEN}")
     with pytest.raises(HubError, match="NOTICE: holds an access token; take it out, and revoke it") as error:
@@ -473,6 +481,19 @@ def test_metadata_that_the_hub_refuses_is_an_error(hub: Hub, run: Path, copy: Pa
     with pytest.raises(HubError, match=r"Invalid metadata in README\.md\. - \"license\" must be one of the known"):
         push(copy, "jane/calm", base=run / "base")
     assert commits(hub) == []
+
+
+def test_the_license_of_a_base_on_the_hub_is_looked_up_there(hub: Hub, copy: Path, run: Path) -> None:
+    content = json.loads((copy / "weightsteer.json").read_text())
+    content["base"] |= {"source": "lab/tea-1b", "revision": "main"}
+    (copy / "weightsteer.json").write_text(json.dumps(content))
+    unknown = push(copy, "jane/calm", base=run / "base")
+    assert "license: unknown\n" in unknown.card
+    hub.add("lab/tea-1b", {"README.md": b"---\nlicense: apache-2.0\n---\n"})
+    known = push(copy, "jane/calm", base=run / "base")
+    assert "license: apache-2.0\nbase_model: lab/tea-1b\nbase_model_relation: finetune\n" in known.card
+    assert "apache-2.0, inherited from the base, as the base's model card says." in known.card
+    assert known.sent == ("README.md",)
 
 
 def test_vectors_and_adapters_go_out_with_what_peft_needs(hub: Hub, run: Path, tmp_path: Path) -> None:

@@ -71,8 +71,9 @@ def kind_of(folder: Path) -> Kind:
 def pack(folder: Path) -> Parcel:
     """Every file of `folder` to publish; paths inside those that weightsteer wrote are reduced to file names.
 
-    Left out: hidden files, weights that are not safetensors, the folder's own README.md (the card takes its place)
-    and, of an adapter, everything below subfolders. A HubError when a link leads out of the folder.
+    Left out: hidden files, weights that are not safetensors, the folder's own README.md (the card takes its place);
+    of a vector or an adapter also its stage's manifest and everything below subfolders. A CheckpointError when a
+    link leads out of the folder.
     """
     kind = kind_of(folder)
     files: dict[str, Path | bytes] = {}
@@ -83,7 +84,7 @@ def pack(folder: Path) -> Parcel:
             continue
         hidden = any(part.startswith(".") for part in name.split("/"))
         pickle = path.suffix in WEIGHT_SUFFIXES - {".safetensors"}
-        if hidden or pickle or path.name == MANIFEST or (kind != "checkpoint" and "/" in name):
+        if hidden or pickle or (kind != "checkpoint" and ("/" in name or name == MANIFEST)):
             left_out.append(name)
             continue
         check_inside(path, folder)

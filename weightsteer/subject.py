@@ -157,6 +157,6 @@ def _report(run: Path, base: BaseModel, changes: tuple[Change, ...]) -> tuple[Ru
     change = changes[0] if len(changes) == 1 else None
     made = (base.fingerprint, change and change.info.get("pairs_digest"))
     if change is None or told != made or change.k not in (None, chosen):
-        return None, "The report beside it is of another base, other pairs or another k, so the card leaves it out"
+        return None, "The report beside it tells of another base, other pairs or another k: the card leaves it out"
     figures = {f"{FIGURES}/{name}.png": run / "report" / FIGURES / f"{name}.png" for name in SHOWN_FIGURES}
     return RunReport(report, {name: file for name, file in figures.items() if file.is_file()}), None
