@@ -16,56 +16,7 @@ from jaxtyping import install_import_hook
 install_import_hook("weightsteer", "typechecked.checked")
 
 import pytest  # noqa: E402
-
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-TINY = {
-    "vocab_size": 261,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "pad_token_id": 256,
-    "bos_token_id": None,
-    "eos_token_id": 257,
-}
-FAMILIES = ("llama", "qwen2", "gemma3_text")
-
-
-def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE):
-    """One token a byte, and the special tokens of the chat template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|end|>")
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-def write_model(folder: Path, family: str = "llama", seed: int = 0, **config: object) -> Path:
-    """A random model folder of one family, in several shards, with a tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    settings = {**TINY, **({"head_dim": 8} if family.startswith("gemma") else {}), **config}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
-    with torch.no_grad():
-        for parameter in model.parameters():  # the default scale leaves logits too flat to tell models apart
-            parameter.mul_(4) if parameter.ndim > 1 else None
-    model.save_pretrained(folder, max_shard_size="40KB")
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+from tiny_models import write_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from weightsteer import progress
 from weightsteer.models import Message
 from weightsteer.models.language_model import LanguageModel
+from weightsteer.models.side_by_side import attention_inputs, fits_side_by_side
 
 # Tokens of one forward pass, padding included: large enough to fill two cores or a GPU.
 BATCH_TOKENS_CPU = 2048
@@ -19,6 +20,10 @@ BATCH_TOKENS_CUDA = 32768
 # Their logits, float32 over the whole vocabulary, are the largest thing in memory.
 LOGIT_BYTES_CPU = 2**29
 LOGIT_BYTES_CUDA = 2**33
+
+# What a model's generation_config may ask for besides: habits that stand between its weights and its words, and that
+# count padding as text.
+PLAIN: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 _answer_columns: ContextVar[int] = ContextVar("answer_columns", default=1)
 
@@ -47,10 +52,10 @@ def generate(
 
     ids = [lm.tokens(lm.chat(prompt)) for prompt in prompts]
     answers = [""] * len(ids)
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    decoding = {**PLAIN, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         set_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        decoding = {**PLAIN, "do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
     lengths = [len(row) + max_new_tokens for row in ids]
     with progress.task(label or "generating", len(ids)) as advance:
         for batch in batches(lengths, batch_tokens(lm) // 2):
@@ -59,7 +64,7 @@ def generate(
             rows = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=lm.device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=lm.device)
             output = lm.network.generate(
-                input_ids=rows, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **sampling
+                input_ids=rows, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **decoding
             )
             for i, row in zip(batch, output, strict=True):
                 answers[i] = lm.tokenizer.decode(row[width:], skip_special_tokens=True).strip()
@@ -111,6 +116,9 @@ def _split(prompt: list[int], whole: list[list[int]]) -> tuple[list[int], list[l
 def _score(
     lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], label: str
 ) -> list[list[tuple[float, int]]]:
+    if not fits_side_by_side(lm.network) and any(len(options) > 1 for _, options in rows):
+        alone = iter(_score(lm, [(prompt, [option]) for prompt, options in rows for option in options], label))
+        return [[next(alone)[0] for _ in options] for _, options in rows]
     scores: list[list[tuple[float, int]]] = [[] for _ in rows]
     lengths = [len(prompt) + sum(len(option) - 1 for option in options) for prompt, options in rows]
     with progress.task(label or "scoring", len(rows)) as advance, _float32_logits(lm.network):
@@ -147,10 +155,9 @@ def _score_batch(lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]
     with _answer_span(1 + option_width):
         logits = lm.network(
             input_ids=ids.to(lm.device),
-            attention_mask=_blind_mask(part, lm.network.dtype).to(lm.device),
-            position_ids=positions.to(lm.device),
             logits_to_keep=1 + option_width,
             use_cache=False,
+            **attention_inputs(lm.network, part, positions),
         ).logits.float()
     return _read(logits, rows)
 
@@ -171,16 +178,6 @@ def _read(
             column += len(option) - 1
         scores.append(row_scores)
     return scores
-
-
-def _blind_mask(part: Int[Tensor, "rows columns"], dtype: torch.dtype) -> Float[Tensor, "rows 1 columns columns"]:
-    """Additive attention mask: causal, over the prompt and the token's own option only."""
-    width = part.shape[1]
-    query, key = part[:, :, None], part[:, None, :]
-    allowed: Bool[Tensor, "rows columns columns"] = ((key == 0) | (key == query)) & (key >= 0)
-    allowed &= torch.ones(width, width, dtype=torch.bool).tril()
-    allowed |= torch.eye(width, dtype=torch.bool)  # a padding column sees itself, so that no softmax is empty
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 @contextlib.contextmanager
