@@ -27,6 +27,7 @@ RELATIONS = ("adapter", "merge", "quantized", "finetune")
 PIPELINES = ("text-generation",)
 REPO_ID = r"[\w.-]+/[\w.-]+"
 LFS_BYTES = 10_000
+HANG_S = 20
 
 
 @dataclass
@@ -233,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._record(failure.answer)
         if failure.answer == "hang":
-            time.sleep(2)
+            time.sleep(HANG_S)
         self.close_connection = True
 
     def _record(self, status: int | str) -> None:

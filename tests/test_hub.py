@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hub_server import Hub, Request, serve
+from hub_server import HANG_S, Hub, Request, serve
 from published_run import K, write_run
 
 from weightsteer import hub_client
@@ -184,7 +184,9 @@ def test_a_passing_failure_is_asked_again(
 ) -> None:
     monkeypatch.setattr(hub_client, "TIMEOUT_S", 0.5)
     hub.fail(pattern, answer, **options)
+    start = time.monotonic()
     pushed = push(run / "merged", "jane/calm")
+    assert time.monotonic() - start < HANG_S, "it was the hub that hung up"
     assert hub.count(pattern, answer) == 1, "the failure was not met"
     assert len(hub.repos["model", "jane/calm"].branches["main"]) == 2, "one commit on top of the first"
     assert set(hub.files("jane/calm")) >= set(pushed.files)
