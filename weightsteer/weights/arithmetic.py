@@ -71,11 +71,7 @@ class Delta:
 
     @classmethod
     def of(
-        cls,
-        terms: Sequence[tuple[float, Change]],
-        at: Placement,
-        dtype: torch.dtype,
-        device: torch.device,
+        cls, terms: Sequence[tuple[float, Change]], at: Placement, dtype: torch.dtype, device: torch.device = CPU
     ) -> "Delta":
         """The weighted sum of `terms` where `at` cuts it out of the whole parameter."""
         rows = slice(at.first, at.first + at.rows)
@@ -95,7 +91,7 @@ class Delta:
         """The change of `rows` in float64, and the sum of the magnitudes of which it is made."""
         change = magnitude = torch.zeros(1, 1, dtype=torch.float64)
         if self.up is not None and self.down is not None:
-            up, down = self.up[rows].double().cpu(), self.down.double().cpu()
+            up, down = self.up[rows].double(), self.down.double()
             change, magnitude = up @ down, up.abs() @ down.abs()
         for weight, values in self.dense:
             part = weight * values[rows].double()
@@ -188,7 +184,7 @@ def bounds(chunk: Chunk, lane: Lane) -> tuple[Float[Tensor, " n"], Float[Tensor,
     source, result = TORCH_DTYPES[chunk.source.dtype], TORCH_DTYPES[chunk.dtype]
     base = lane.read(chunk.source.file, chunk.start, chunk.stop, "base again").view(source).double()
     base = base.view(-1, chunk.source.columns)
-    delta = Delta.of(chunk.terms, chunk.at, torch.float64, CPU)
+    delta = Delta.of(chunk.terms, chunk.at, torch.float64)
     change, magnitude = delta.exact(slice(0, len(base)))
     rank = 0 if delta.down is None else len(delta.down)
     roundings = rank + len(delta.dense) + 4
@@ -197,16 +193,11 @@ def bounds(chunk: Chunk, lane: Lane) -> tuple[Float[Tensor, " n"], Float[Tensor,
     return low.flatten(), high.flatten()
 
 
-def _add(
-    chunk: Chunk,
-    base: Float[Tensor, "rows columns"],
-    out: Float[Tensor, "rows columns"],
-    lane: Lane,
-) -> Applied:
+def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "rows columns"], lane: Lane) -> Applied:
     """out = round(base + change), block by block; `out` may be `base` itself."""
     wide = accumulator(chunk.source.dtype, chunk.dtype)
     change = Delta.of(chunk.terms, chunk.at, wide, lane.device)
-    if wide == torch.float32 and _is_large(change, base):
+    if wide == torch.float32 and _is_large(change, base, lane.device):
         wide = torch.float64
     columns = base.shape[1]
     step = min(len(base), max(1, BLOCK_ELEMENTS // columns)) if lane.device.type == "cpu" else len(base)
@@ -241,12 +232,13 @@ def _measure(
     return Applied(*sums, kept.numel())
 
 
-def _is_large(change: Delta, base: Float[Tensor, "rows columns"]) -> bool:
+def _is_large(change: Delta, base: Float[Tensor, "rows columns"], device: torch.device) -> bool:
     """Whether the change is so large beside the weights, in some of the rows, that float32 is too narrow."""
     every = math.ceil(len(base) / LARGE_ROWS)
-    weights = base[::every].float()
-    asked = change.exact(slice(0, len(base), every))[0]
-    return asked.square().sum().item() > LARGE * weights.square().sum().item()
+    weights = base[::every].to(device, torch.float32)
+    asked = torch.empty_like(weights)
+    change.write(slice(0, len(base), every), asked)
+    return _dot(asked, asked) > LARGE * _dot(weights, weights)
 
 
 def _check_finite(chunk: Chunk, values: Float[Tensor, "rows columns"]) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -74,41 +75,42 @@ def merge(
     recompute it. A merge that was killed goes on from its finished shards; one that is finished is not repeated. A
     CheckpointError or AdapterError when anything does not fit, before data is read, or when the disk is full.
     """
-    begin = perf_counter()
-    out = Path(out)
-    checkpoint, source = open_base(base)
-    _check_out(out, checkpoint.path)
-    fingerprint = checkpoint.fingerprint()
-    plan = make_plan(checkpoint, _additions(vectors, adapter, fingerprint, any_base), scale, dtype)
-    job = _job(plan, fingerprint, scale)
-    if out.exists() and any(out.iterdir()):
-        return _finished(out, plan, job, perf_counter() - begin)
-    partial = out.with_name(f".{out.name}.partial")
-    with _explained(out), locked(partial):
-        journal = Journal(partial, digest(job))
-        _sweep(partial, journal)
-        _check_room(plan, partial, journal)
-        seconds = _write_shards(plan, partial, journal)
-        applied = sum((journal.finished[shard][1] for shard in plan.shards), Applied())
-        _check_applied(plan, applied, partial)
-        recorded, files, left_out = _write_companions(plan, partial)
-        provenance = Provenance(
-            job=job,
-            base={**source, "fingerprint": fingerprint},
-            vectors=recorded,
-            scale=asdict(scale) if scale else None,
-            dtype=dtype,
-            any_base=any_base,
-            untied=plan.untied,
-            applied=applied.summary(),
-            shards={shard: journal.finished[shard][0] for shard in plan.shards},
-            files=files,
-            left_out=left_out,
-            versions=versions(),
-        )
-        provenance.write(partial)
-        _publish(partial, out)
-    return _result(out, plan, provenance, {**seconds, "total": perf_counter() - begin}, skipped=False)
+    begin, out = perf_counter(), Path(out)
+    with _explained(out):
+        checkpoint, source = open_base(base)
+        _check_out(out, checkpoint.path)
+        fingerprint = checkpoint.fingerprint()
+        plan = make_plan(checkpoint, _additions(vectors, adapter, fingerprint, any_base), scale, dtype)
+        job = _job(plan, fingerprint, scale)
+        finished = _finished(out, job)
+        if finished:
+            return _result(out, plan, finished, {"total": perf_counter() - begin}, skipped=True)
+        unfinished = out.with_name(f".{out.name}.partial")
+        with locked(unfinished):
+            journal = Journal(unfinished, digest(job))
+            _sweep(unfinished, journal)
+            _check_room(plan, unfinished, journal)
+            seconds = _write_shards(plan, unfinished, journal)
+            applied = sum((journal.finished[shard][1] for shard in plan.shards), Applied())
+            _check_applied(plan, applied, unfinished)
+            recorded, files, left_out = _write_companions(plan, unfinished)
+            provenance = Provenance(
+                job=job,
+                base={**source, "fingerprint": fingerprint},
+                vectors=recorded,
+                scale=asdict(scale) if scale else None,
+                dtype=dtype,
+                any_base=any_base,
+                untied=plan.untied,
+                applied=applied.summary(),
+                shards={shard: journal.finished[shard][0] for shard in plan.shards},
+                files=files,
+                left_out=left_out,
+                versions=versions(),
+            )
+            provenance.write(unfinished)
+            _publish(unfinished, out)
+        return _result(out, plan, provenance, {**seconds, "total": perf_counter() - begin}, skipped=False)
 
 
 def open_base(base: Path | str | ModelRef) -> tuple[Checkpoint, dict[str, str | None]]:
@@ -150,7 +152,7 @@ def _additions(
             )
         key = (role, vector.digest)
         before = summed[key].k if key in summed else 0.0
-        summed[key] = Addition(vector, before + k, role, key[1])
+        summed[key] = Addition(vector, before + k, role)
     report_problems(AdapterError, "merge", problems)
     return list(summed.values())
 
@@ -162,14 +164,16 @@ def _job(plan: Plan, base: str, scale: Scale | None) -> dict[str, Any]:
         "base": base,
         "layout": digest({name: sha256(file.header).hexdigest() for name, file in plan.base.files.items()}),
         "files": digest(files),
-        "vectors": [{"role": a.role, "digest": a.digest, "k": a.k} for a in plan.additions],
+        "vectors": [{"role": a.role, "digest": a.vector.digest, "k": a.k} for a in plan.additions],
         "scale": asdict(scale) if scale else None,
         "dtype": plan.dtype,
     }
 
 
-def _finished(out: Path, plan: Plan, job: Mapping[str, Any], seconds: float) -> MergeResult:
-    """The result of the same merge, done before; a CheckpointError when `out` holds anything else."""
+def _finished(out: Path, job: Mapping[str, Any]) -> Provenance | None:
+    """The provenance of the same merge, done before; a CheckpointError when `out` holds anything else."""
+    if not out.exists() or not any(out.iterdir()):
+        return None
     try:
         provenance = Provenance.read(out)
     except CheckpointError as error:
@@ -187,66 +191,62 @@ def _finished(out: Path, plan: Plan, job: Mapping[str, Any], seconds: float) -> 
             "\n  ".join([f"{out}: holds another merge", *differences])
             + "\nExpected the same one. Choose another --out, or delete it"
         )
-    return _result(out, plan, provenance, {"total": seconds}, skipped=True)
+    return provenance
 
 
-def _sweep(partial: Path, journal: Journal) -> None:
+def _sweep(folder: Path, journal: Journal) -> None:
     """Remove what an earlier run left behind, except its finished shards."""
-    for path in partial.iterdir():
+    for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name not in (JOURNAL, LOCK, *journal.finished):
             path.unlink()
 
 
-def _check_room(plan: Plan, partial: Path, journal: Journal) -> None:
+def _check_room(plan: Plan, folder: Path, journal: Journal) -> None:
     shards = sum(t.size_bytes for s, targets in plan.shards.items() if s not in journal.finished for t in targets)
     entries = [e for a in plan.additions for e in a.vector.entries.values()]
     vectors = sum(4 * (e.up.numel() + e.down.numel() if isinstance(e, LowRank) else e.numel()) for e in entries)
-    needed, free = shards + vectors + SPARE_BYTES, shutil.disk_usage(partial).free
+    needed, free = shards + vectors + SPARE_BYTES, shutil.disk_usage(folder).free
     if needed > free:
         raise CheckpointError(
-            f"{partial.parent}: {free / 1e9:.2f} GB are free, the merge needs {needed / 1e9:.2f} GB. Expected room "
+            f"{folder.parent}: {free / 1e9:.2f} GB are free, the merge needs {needed / 1e9:.2f} GB. Expected room "
             "for all of it. Free some space, or choose --out on another disk"
         )
 
 
-def _write_shards(plan: Plan, partial: Path, journal: Journal) -> dict[str, float]:
+def _write_shards(plan: Plan, folder: Path, journal: Journal) -> dict[str, float]:
     """Write the shards that are not finished yet, and say where the time went."""
-    device = _device(plan)
+    device, write_s = _device(plan), 0.0
     with (
         open_lanes(device) as lanes,
         ThreadPoolExecutor(1) as disk,
         progress.task("Merging, MiB", plan.data_bytes >> 20) as advance,
     ):
         sealed, done = [], 0
-        writers = []
         for shard in plan.shards:
             if shard in journal.finished:
                 continue
-            writer = ShardWriter(partial / shard, plan.header(shard), disk)
-            applied = Applied()
-            chunks = (chunk for target in plan.shards[shard] for chunk in plan.chunks(target))
-            for _, (data, part) in in_order(compute, chunks, lanes):
-                writer.write(data.numpy().data)
-                applied += part
-                advance((done + len(data) >> 20) - (done >> 20))
-                done += len(data)
-            sealed.append(disk.submit(_seal, journal, shard, writer, applied))
-            writers.append(writer)
+            with ShardWriter(folder / shard, disk) as writer:
+                writer.write(memoryview(plan.header(shard)))
+                applied = Applied()
+                chunks = (chunk for target in plan.shards[shard] for chunk in plan.chunks(target))
+                for _, (data, part) in in_order(compute, chunks, lanes):
+                    writer.write(data.numpy().data)
+                    applied += part
+                    advance((done + len(data) >> 20) - (done >> 20))
+                    done += len(data)
+                sealed.append(writer.seal(partial(journal.add, shard, applied)))
+            write_s += writer.write_s
         begin = perf_counter()
         for future in sealed:
             future.result()
-        return {
-            "read": sum(lane.read_s for lane in lanes),
-            "compute": sum(lane.compute_s for lane in lanes),
-            "write": sum(writer.write_s for writer in writers),
-            "sync": perf_counter() - begin,
-        }
-
-
-def _seal(journal: Journal, shard: str, writer: ShardWriter, applied: Applied) -> None:
-    journal.add(shard, writer.close(), applied)
+    return {
+        "read": sum(lane.read_s for lane in lanes),
+        "compute": sum(lane.compute_s for lane in lanes),
+        "write": write_s,
+        "sync": perf_counter() - begin,
+    }
 
 
 def _device(plan: Plan) -> torch.device:
@@ -258,9 +258,9 @@ def _device(plan: Plan) -> torch.device:
     return torch.device("cuda") if work > CUDA_WORTHWHILE else CPU
 
 
-def _check_applied(plan: Plan, applied: Applied, partial: Path) -> None:
+def _check_applied(plan: Plan, applied: Applied, folder: Path) -> None:
     if applied.asked and not applied.moved:
-        shutil.rmtree(partial)
+        shutil.rmtree(folder)
         raise CheckpointError(
             f"{plan.base.path}: not one of {applied.elements} elements moved: the change, of norm "
             f"{math.sqrt(applied.asked):.3g}, is lost in rounding. Expected a steered checkpoint. Choose a larger k, "
@@ -268,18 +268,18 @@ def _check_applied(plan: Plan, applied: Applied, partial: Path) -> None:
         )
 
 
-def _write_companions(plan: Plan, partial: Path) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
+def _write_companions(plan: Plan, folder: Path) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
     """Write the vectors and everything small; what the provenance says of them."""
     vectors = []
     for number, addition in enumerate(plan.additions):
-        folder = f"{STEERING}/{number}"
-        addition.vector.save(partial / folder)
+        place = f"{STEERING}/{number}"
+        addition.vector.save(folder / place)
         vectors.append(
             {
-                "folder": folder,
+                "folder": place,
                 "role": addition.role,
                 "k": addition.k,
-                "digest": addition.digest,
+                "digest": addition.vector.digest,
                 "base": addition.vector.base,
                 "info": dict(addition.vector.info),
             }
@@ -287,31 +287,31 @@ def _write_companions(plan: Plan, partial: Path) -> tuple[list[dict[str, Any]], 
     copied, left_out = side_files(plan.base)
     files = {}
     for name, path in copied.items():
-        files[name] = _write(partial / name, path.read_bytes())
-    index = plan.index()
-    if index is not None:
-        files[INDEX] = _write(partial / INDEX, index)
-    files[CONFIG] = _write(partial / CONFIG, merged_config(plan.base, plan.untied, plan.dtype))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+        files[name] = _synced(folder / name)
+    edited = {INDEX: plan.index(), CONFIG: merged_config(plan.base, plan.untied, plan.dtype)}
+    for name, content in edited.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+            files[name] = _synced(folder / name)
     return vectors, files, left_out
 
 
-def _write(path: Path, content: bytes) -> str:
-    """sha256 of `content`, which is then on the disk as `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
+def _synced(path: Path) -> str:
+    """sha256 of a file, which is then on the disk."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    return sha256(content).hexdigest()
+    return file_digest(path)
 
 
-def _publish(partial: Path, out: Path) -> None:
+def _publish(folder: Path, out: Path) -> None:
     """Let the finished folder appear under its name."""
     for name in (JOURNAL, LOCK):
-        (partial / name).unlink(missing_ok=True)
-    for root, _, _ in os.walk(partial):
+        (folder / name).unlink(missing_ok=True)
+    for root, _, _ in os.walk(folder):
         _sync_folder(Path(root))
-    partial.rename(out)
+    folder.rename(out)
     _sync_folder(out.parent)
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from weightsteer.models.safetensors_file import TensorInfo
 
 HEAD = "lm_head.weight"
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+EMBEDDINGS = tuple(
+    f"{module}.weight"
+    for module in ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings", "shared")
+)
 
 # Prefixes in memory and where older or differently wrapped checkpoints have them (transformers/conversion_mapping.py).
 PREFIXES = (
@@ -57,6 +60,8 @@ def place(
         for parts in EXPERT_PARTS.get(kind, ()):
             if f"{spelled}.0.{parts[0]}.weight" in tensors and len(shape) == 3:
                 return _place_experts(name, shape, tensors, spelled, parts)
+    if name.endswith(".bias") and find(name.removesuffix("bias") + "weight", tensors):
+        return f"{name}: the layer has no bias in this architecture, so no checkpoint of it can hold one"
     return f"{name}: no such tensor in the checkpoint"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +31,6 @@ class Addition:
     vector: WeightVector
     k: float
     role: Literal["vector", "adapter"]
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,12 @@ def make_plan(
         )
     embedding, head_stored = _embedding(base), bool(find(HEAD, base.tensors))
     shared = embedding if not head_stored and _tie_flag(base) is not False else None
-
     # A head that shares the embedding's tensor is placed on it, under its own name.
     tensors = {**base.tensors, HEAD: base.tensors[shared]} if shared else base.tensors
     placed = _place_all(names, additions, tensors, base)
     terms = {name: found for name in names if (found := _terms(additions, factors, name))}
     on_embedding = next((terms[n] for n in terms if n != HEAD and placed[n][0].stored == embedding), [])
-    differ = embedding is not None and not _are_equal(on_embedding, terms.get(HEAD, []))
+    differ = not _are_equal(on_embedding, terms.get(HEAD, []))
     untied = differ and (shared is not None or (head_stored and _config_ties(base)))
     if shared and not untied:
         terms.pop(HEAD, None)  # the embedding takes the one change for both
@@ -199,9 +198,15 @@ def _check_pieces(base: Checkpoint, pieces: Mapping[str, Sequence[tuple[Placemen
 
 
 def _embedding(base: Checkpoint) -> str | None:
-    """The stored tensor of the input embedding; None when no single one is recognised."""
+    """The stored tensor of the input embedding; None where there is none under a known name."""
     found = [name for name in base.tensors if ".".join(name.rsplit(".", 2)[-2:]) in EMBEDDINGS]
-    return found[0] if len(found) == 1 else None
+    of_text = [name for name in found if not re.search("vision|visual|audio|speech|encoder", name)]
+    if len(of_text) > 1:
+        raise CheckpointError(
+            f"{base.path}: has the embeddings {', '.join(of_text)}. Expected one, which the head may share. A model "
+            "with several is not supported"
+        )
+    return of_text[0] if of_text else None
 
 
 def _tie_flag(base: Checkpoint) -> bool | None:

@@ -42,7 +42,9 @@ class Provenance:
 
     def write(self, folder: Path) -> None:
         """Write weightsteer.json; it is on the disk when this returns."""
-        write_text(folder / PROVENANCE, json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n")
+        # What a vector's info says may be nan, which JSON cannot: it becomes text.
+        content = json.loads(json.dumps(to_json(self)), parse_constant=str)
+        write_text(folder / PROVENANCE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Provenance":

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +27,7 @@ class Journal:
         whole = [job, *(_record(shard, *found) for shard, found in self.finished.items())]
         self.path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
 
-    def add(self, shard: str, sha256: str, applied: Applied) -> None:
+    def add(self, shard: str, applied: Applied, sha256: str) -> None:
         """Note that `shard` is on the disk."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_record(shard, sha256, applied) + "\n")
@@ -37,16 +37,23 @@ class Journal:
 
 
 class ShardWriter:
-    """One shard, written and hashed in order, and brought to the disk while more is computed."""
+    """One shard, written and hashed in order, and brought to the disk by a thread of `disk` while more is computed."""
 
-    def __init__(self, path: Path, header: bytes, disk: ThreadPoolExecutor) -> None:
+    def __init__(self, path: Path, disk: ThreadPoolExecutor) -> None:
         self.file = path.open("wb")
-        self.disk = disk
         self.write_s = 0.0
+        self._disk = disk
         self._digest = hashlib.sha256()
         self._unsynced = 0
-        self._sync: Future[None] | None = None
-        self.write(memoryview(header))
+        self._syncs: list[Future[None]] = []
+        self._sealed = False
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._sealed:
+            self.file.close()
 
     def write(self, data: memoryview) -> None:
         """Append `data`."""
@@ -54,17 +61,23 @@ class ShardWriter:
         self._digest.update(data)
         self.file.write(data)
         self._unsynced += len(data)
-        if self._unsynced > SYNC_BYTES and (self._sync is None or self._sync.done()):
-            self._sync = self.disk.submit(os.fsync, self.file.fileno())
+        if self._unsynced > SYNC_BYTES and all(sync.done() for sync in self._syncs):
+            self._syncs.append(self._disk.submit(os.fsync, self.file.fileno()))
             self._unsynced = 0
         self.write_s += perf_counter() - begin
 
-    def close(self) -> str:
-        """The sha256 of the shard, which is then on the disk."""
+    def seal(self, arrived: Callable[[str], None]) -> Future[None]:
+        """Bring the shard to the disk, close it and call `arrived` with its sha256, in the background."""
+        self._sealed = True
+        return self._disk.submit(self._close, arrived)
+
+    def _close(self, arrived: Callable[[str], None]) -> None:
         with self.file:
+            for sync in self._syncs:
+                sync.result()
             self.file.flush()
             os.fsync(self.file.fileno())
-        return self._digest.hexdigest()
+        arrived(self._digest.hexdigest())
 
 
 def _record(shard: str, sha256: str, applied: Applied) -> str:

@@ -123,7 +123,7 @@ def _additions(path: Path, provenance: Provenance) -> list[Addition]:
                 f"{folder}: is vector {vector.digest[:16]}, the checkpoint was made with {recorded['digest'][:16]}. "
                 "Expected the very same. Make the checkpoint again"
             )
-        additions.append(Addition(vector, recorded["k"], recorded["role"], recorded["digest"]))
+        additions.append(Addition(vector, recorded["k"], recorded["role"]))
     return additions
 
 
