@@ -10,7 +10,7 @@ import pytest
 from weightsteer.data.contrast import load_pairs
 from weightsteer.errors import StageError
 from weightsteer.evals import ItemScore
-from weightsteer.evaluate import EvalResult
+from weightsteer.evaluation import EvalResult
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.models.reference import ModelRef
 from weightsteer.recipe import Choose, load_recipe

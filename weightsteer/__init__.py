@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from weightsteer import weights
     from weightsteer.activations.vector import ActivationVector
     from weightsteer.data.contrast import ContrastDataset, ContrastPair, load_pairs
-    from weightsteer.evaluate import EvalResult, evaluate
+    from weightsteer.evaluation import EvalResult, evaluate
     from weightsteer.models.language_model import LanguageModel, load_model
     from weightsteer.pipeline import run
     from weightsteer.recipe import Recipe, load_recipe
@@ -23,12 +23,12 @@ _HOMES = {
     "ActivationVector": "weightsteer.activations.vector",
     "ContrastDataset": "weightsteer.data.contrast",
     "ContrastPair": "weightsteer.data.contrast",
-    "EvalResult": "weightsteer.evaluate",
+    "EvalResult": "weightsteer.evaluation",
     "LanguageModel": "weightsteer.models.language_model",
     "Recipe": "weightsteer.recipe",
     "WeightVector": "weightsteer.weights.vector",
     "combine": "weightsteer.weights.combine",
-    "evaluate": "weightsteer.evaluate",
+    "evaluate": "weightsteer.evaluation",
     "load_model": "weightsteer.models.language_model",
     "load_pairs": "weightsteer.data.contrast",
     "load_recipe": "weightsteer.recipe",

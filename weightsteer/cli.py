@@ -213,7 +213,7 @@ def evaluate_model(
     """Run evals on any model, steered or not."""
     import contextlib
 
-    from weightsteer.evaluate import evaluate
+    from weightsteer.evaluation import evaluate
     from weightsteer.models.language_model import load_model
     from weightsteer.recipe import find_plugin
     from weightsteer.weights.vector import WeightVector

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsteer.data.contrast import SIDES, ContrastDataset
-from weightsteer.evaluate import EvalResult, change
+from weightsteer.evaluation import EvalResult, change
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.recipe import Recipe, find_plugin, load_behavior
 from weightsteer.stage import digest, git_revision, versions

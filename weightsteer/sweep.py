@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsteer import progress
 from weightsteer.data.contrast import ContrastDataset
-from weightsteer.evaluate import EvalResult, change, evaluate
+from weightsteer.evaluation import EvalResult, change, evaluate
 from weightsteer.models.generate import generate
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.recipe import Choose, Recipe, find_plugin, load_behavior

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 
 from weightsteer.errors import ModelError
 from weightsteer.models import Message
-from weightsteer.models.reference import ModelRef, resolve
+from weightsteer.models.reference import ModelRef, check_complete, loading_errors, resolve
 from weightsteer.recipe import ModelPart
 
 
@@ -74,17 +73,28 @@ def load_model(model: ModelPart | str | Path) -> LanguageModel:
 
     part = model if isinstance(model, ModelPart) else ModelPart(source=str(model))
     ref = resolve(part)
+    if (ref.path / "adapter_config.json").exists():
+        raise ModelError(
+            f"model {ref.source}: an adapter (adapter_config.json) lies beside the weights, and transformers would put "
+            "it on unasked. Expected the model alone. Move the adapter to a folder of its own"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_transformers(), _explained(ref):
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            ref.path, dtype=compute_dtype(part.dtype), use_safetensors=True, trust_remote_code=False
+        network, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            ref.path,
+            dtype=compute_dtype(part.dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # told, with all others, by check_complete
+            output_loading_info=True,
         )
+        check_complete(ref.source, loading)
         tokenizer = transformers.AutoTokenizer.from_pretrained(ref.path, trust_remote_code=False)
     network.to(device).eval().requires_grad_(False)
     _set_chat_template(tokenizer, part, ref)
     if tokenizer.pad_token_id is None:
         # Padding is masked wherever it is used, so any token will do.
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "left"
     return LanguageModel(network, tokenizer, ref, part.system)
 
@@ -134,6 +144,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _set_chat_template(tokenizer: Any, part: ModelPart, ref: ModelRef) -> None:
+    from jinja2 import TemplateError
+
     if part.chat_template is not None:
         try:
             tokenizer.chat_template = part.chat_template.read_text(encoding="utf-8")
@@ -146,17 +158,22 @@ def _set_chat_template(tokenizer: Any, part: ModelPart, ref: ModelRef) -> None:
             f"model {ref.source}: has no chat template. Expected an instruction-tuned model, whose tokenizer says how "
             "a conversation is written. Choose one, or name a Jinja file as model.chat_template"
         )
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ModelError(
+            f"model {ref.source}: its chat template cannot write a question ({error}). Expected a Jinja template over "
+            "messages. Name another one as model.chat_template"
+        ) from None
 
 
 @contextlib.contextmanager
 def _explained(ref: ModelRef) -> Iterator[None]:
     """Turn what loading may raise into one ModelError that says what to do."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        if _needs_remote_code(ref.path):
+    except loading_errors() as error:
+        if "trust_remote_code" in str(error):
             raise ModelError(
                 f"model {ref.source}: its architecture is code inside the model folder (auto_map in config.json), "
                 "which is never run. Expected an architecture that transformers has. Choose another model, or a "
@@ -167,10 +184,3 @@ def _explained(ref: ModelRef) -> Iterator[None]:
             f"model {ref.source}: cannot be loaded ({reason}). Expected a folder of safetensors with config.json and "
             "tokenizer files, as save_pretrained writes it"
         ) from error
-
-
-def _needs_remote_code(path: Path) -> bool:
-    try:
-        return "auto_map" in json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False

@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -16,6 +19,7 @@ from weightsteer.stage import file_digest, run_stage
 PACKAGE = "package:"
 # What a model folder consists of. Pickles are never fetched.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
+SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def _packaged_gguf(source: str) -> Path:
 
 
 def _download(source: str, revision: str | None) -> tuple[Path, str]:
+    from httpx import HTTPError  # what the hub client lets through where there is no network
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -95,7 +100,7 @@ def _download(source: str, revision: str | None) -> tuple[Path, str]:
         path = Path(snapshot_download(source, revision=revision, allow_patterns=HUB_FILES))
     except HFValidationError as error:
         raise ModelError(f"model {source}: not a folder here and not a valid hub id. {error}") from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         return _downloaded_before(source, revision, error)
     # A snapshot folder is named by its commit.
     return path, path.name
@@ -141,7 +146,10 @@ def _dequantise(gguf: Path, out: Path) -> None:
     progress.say(f"Converting {gguf.name} to safetensors, once")
     try:
         with quiet_transformers():
-            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            loaded, loading = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            )
+            check_complete(gguf, loading)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             # transformers marks a model read from GGUF as quantised and refuses to save it: a fresh one is not.
             config = AutoConfig.for_model(**{**loaded.config.to_dict(), "quantization_config": None})
@@ -151,12 +159,49 @@ def _dequantise(gguf: Path, out: Path) -> None:
             fresh.load_state_dict(loaded.state_dict(), assign=True)
             fresh.tie_weights()
             fresh.generation_config = loaded.generation_config
-            fresh.save_pretrained(out)
-            tokenizer.save_pretrained(out)
     except ImportError as error:
         raise ModelError(f"model {gguf}: {error}. Install it with: pip install 'weightsteer[gguf]'") from None
-    except (ValueError, KeyError, IndexError, TypeError, RuntimeError, OverflowError, UnicodeDecodeError) as error:
+    except loading_errors() as error:
         raise ModelError(
             f"model {gguf}: cannot be read as GGUF ({type(error).__name__}: {error}). Expected a whole GGUF file of an "
             "architecture that transformers knows. Fetch it again, or use the safetensors of the model"
         ) from error
+    with quiet_transformers():
+        fresh.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+
+def loading_errors() -> tuple[type[Exception], ...]:
+    """What transformers and the readers below it raise for files that are damaged, incomplete or unknown to them."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    plain = (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+    )
+    return (*plain, ValueError, struct.error, SafetensorError, StrictDataclassError)
+
+
+def check_complete(source: str | Path, loading: Mapping[str, Any]) -> None:
+    """Raise a ModelError when transformers found no weights for some parameters, which it then draws at random.
+
+    `loading` is what `from_pretrained(output_loading_info=True)` returns beside the model.
+    """
+    problems = [f"{name}: no such tensor in the files" for name in sorted(loading["missing_keys"])]
+    problems += [
+        f"{name}: has shape {list(found)} in the files, {list(wanted)} by config.json"
+        for name, found, wanted in sorted(loading["mismatched_keys"])
+    ]
+    if problems:
+        more = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
+        raise ModelError(
+            "\n  ".join([f"model {source}: weights and configuration do not fit", *problems[:SHOWN_PROBLEMS], *more])
+            + "\nExpected a tensor for every parameter. Fetch the folder again, or put its own config.json back"
+        )

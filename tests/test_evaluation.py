@@ -14,7 +14,7 @@ from weightsteer.data.contrast import ContrastDataset, ContrastPair
 from weightsteer.errors import DataError, RecipeError
 from weightsteer.evals import ItemScore
 from weightsteer.evals.preference import Settings
-from weightsteer.evaluate import EvalResult, change, columns, draw, evaluate
+from weightsteer.evaluation import EvalResult, change, columns, draw, evaluate
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.models.reference import ModelRef
 from weightsteer.stats import Estimate
