@@ -86,9 +86,8 @@ def _packaged_gguf(source: str) -> Path:
 
 
 def _download(source: str, revision: str | None) -> tuple[Path, str]:
-    from httpx import HTTPError  # what the hub client lets through where there is no network
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
     try:
         names = {s.rfilename: s.size or 0 for s in HfApi().model_info(source, revision=revision).siblings or []}
@@ -100,7 +99,7 @@ def _download(source: str, revision: str | None) -> tuple[Path, str]:
         path = Path(snapshot_download(source, revision=revision, allow_patterns=HUB_FILES))
     except HFValidationError as error:
         raise ModelError(f"model {source}: not a folder here and not a valid hub id. {error}") from None
-    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         return _downloaded_before(source, revision, error)
     # A snapshot folder is named by its commit.
     return path, path.name
