@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from weightsteer.activations.vector import ActivationVector
     from weightsteer.data.contrast import ContrastDataset, ContrastPair, load_pairs
     from weightsteer.evaluation import EvalResult, evaluate
+    from weightsteer.hub import push
     from weightsteer.models.language_model import LanguageModel, load_model
     from weightsteer.pipeline import run
     from weightsteer.recipe import Recipe, load_recipe
@@ -33,6 +34,7 @@ _HOMES = {
     "load_pairs": "weightsteer.data.contrast",
     "load_recipe": "weightsteer.recipe",
     "merge": "weightsteer.release",
+    "push": "weightsteer.hub",
     "run": "weightsteer.pipeline",
     "verify": "weightsteer.weights.verify",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "load_pairs",
     "load_recipe",
     "merge",
+    "push",
     "run",
     "verify",
     "weights",

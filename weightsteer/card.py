@@ -12,8 +12,7 @@ from weightsteer import __version__
 from weightsteer.errors import HubError
 from weightsteer.parcel import scrub
 from weightsteer.report import findings, numbers, tables
-from weightsteer.report.page import _fenced as fenced
-from weightsteer.report.page import _markdown as as_markdown
+from weightsteer.report.page import as_fenced, as_markdown
 from weightsteer.report.tradeoff import describe_tradeoff
 from weightsteer.report.verdict import headline
 from weightsteer.subject import Change, RunReport, Subject
@@ -60,7 +59,7 @@ def model_card(subject: Subject, repo_id: str, license: License, verified: str, 
         undefined=StrictUndefined,
         finalize=as_markdown,
     )
-    environment.filters.update(k=numbers.strength, fenced=fenced, percent=numbers.percent)
+    environment.filters.update(k=numbers.strength, fenced=as_fenced, percent=numbers.percent)
     report = subject.report
     text = environment.get_template("card.md.j2").render(
         subject=subject,

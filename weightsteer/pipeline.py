@@ -166,7 +166,13 @@ class _Run:
     def _weights(self) -> None:
         from weightsteer.weights.finetune import fit
 
-        fit(self.recipe, self.pairs, self.out / "weights")
+        vector = fit(self.recipe, self.pairs, self.out / "weights")
+        sides = json.loads((self.out / "weights" / "vector" / "diagnostics.json").read_text(encoding="utf-8"))
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in vector.shares_by_kind().items() if share)
+        progress.say(
+            f"      norm {vector.norm():.3g} ({shares}); cosine(τ⁺, −τ⁻) {sides['cosine']:.2f}, norm ratio "
+            f"{sides['norm_ratio']:.2f}, drift ratio {sides['drift_ratio']:.2f}"
+        )
 
     def _vectors(self) -> dict[str, Any]:
         names = [m.name for m in self.recipe.methods]

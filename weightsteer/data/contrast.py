@@ -23,6 +23,7 @@ Side = Literal["positive", "negative"]
 LAYOUTS = (("prompt", "positive", "negative"), ("prompt", "chosen", "rejected"))
 # Over the whole set one side may be longer by this much before length itself becomes what is learned.
 LENGTH_IMBALANCE = 0.25
+FILES = (".jsonl", ".json", ".csv")
 SHOWN = 5
 
 
@@ -138,7 +139,7 @@ def check_tokens(dataset: ContrastDataset, lm: Any, max_tokens: int) -> None:
         for side in SIDES:
             try:
                 prompt, answer = encode_example(lm, pair.prompt, getattr(pair, side))
-            except (TemplateError, KeyError, TypeError) as error:
+            except (DataError, TemplateError, KeyError, TypeError) as error:
                 problems.append(f"{pair.id} {side}: the chat template cannot render it ({error})")
                 continue
             if len(prompt) + len(answer) > max_tokens:
@@ -155,6 +156,8 @@ def encode_example(lm: Any, prompt: str | Sequence[Message], answer: str) -> tup
     marker = "\u2063"  # stands for an answer, to see what the template writes after one
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     turns = lm.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": marker}], tokenize=False)
+    if marker not in turns:
+        raise DataError("it leaves the assistant's answer out")
     end = turns.rpartition(marker)[2]
     whole = lm.tokens(start + answer.strip() + end.rstrip("\n"))
     prompt_ids = lm.tokens(start)
@@ -188,10 +191,12 @@ def split_pairs(pairs: Sequence[ContrastPair], part: PairsPart, seed: int) -> tu
 def _rows(source: str, part: PairsPart) -> Iterator[Mapping[str, Any]]:
     path = Path(source)
     if not path.exists():
+        if path.suffix in FILES:
+            raise DataError(f"{source}: no such file. Expected a {', '.join(FILES)} file or the id of a data set")
         yield from _hub_rows(source, part)
         return
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark in front
         if path.suffix == ".csv":
             yield from csv.DictReader(io.StringIO(text, newline=""))
         elif path.suffix == ".json":
@@ -201,9 +206,18 @@ def _rows(source: str, part: PairsPart) -> Iterator[Mapping[str, Any]]:
             yield from rows
         else:
             # Only \n ends a line: str.splitlines would cut at other separators inside a text.
-            yield from (json.loads(line) for line in text.split("\n") if line.strip())
+            for number, line in enumerate(text.split("\n"), start=1):
+                if line.strip():
+                    yield _parse_line(line, number)
     except (ValueError, csv.Error, OSError) as error:
         raise DataError(f"{source}: cannot be read as {path.suffix or 'JSONL'} ({error})") from None
+
+
+def _parse_line(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
 
 
 def _hub_rows(source: str, part: PairsPart) -> Iterator[Mapping[str, Any]]:
@@ -215,8 +229,8 @@ def _hub_rows(source: str, part: PairsPart) -> Iterator[Mapping[str, Any]]:
     except (DatasetNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"pairs.source {source}: no such file, and `datasets` does not give it ({reason}). Expected a .jsonl, "
-            ".json or .csv file or the id of a data set"
+            f"pairs.source {source}: no such file, and `datasets` does not give it ({reason}). Expected a "
+            f"{', '.join(FILES)} file or the id of a data set"
         ) from None
 
 
@@ -257,7 +271,7 @@ def _prompt(value: Any) -> str | tuple[Message, ...]:
 
 
 def _answer(value: Any, name: str) -> str:
-    if isinstance(value, list) and len(value) == 1 and _is_message(value[0]):
+    if isinstance(value, list) and len(value) == 1 and _is_message(value[0]) and value[0]["role"] == "assistant":
         value = value[0]["content"]
     if not isinstance(value, str):
         raise DataError(f"{name}: found {_clip(repr(value))}. Expected a text or one assistant message")

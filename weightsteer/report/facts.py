@@ -11,8 +11,7 @@ from weightsteer.stats import Estimate
 DIAGNOSTICS = {
     "cosine": "Cosine of τ⁺ and −τ⁻: 1 when the two fine-tunes moved in opposite directions, 0 when "
     "unrelated, −1 when both moved the same way.",
-    "norm_ratio": "‖τ⁺‖ / ‖τ⁻‖: near 1 when both sides moved equally far; far from it, "
-    "the vector is mostly one side.",
+    "norm_ratio": "‖τ⁺‖ / ‖τ⁻‖: near 1 when both sides moved equally far; far from it, the vector is mostly one side.",
     "drift_ratio": "What both fine-tunes share over what tells them apart: below 1 they mostly learned the "
     "contrast, above 1 mostly the same thing, which the difference removes.",
 }
@@ -114,10 +113,7 @@ def shares(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def diagnostics(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and how to read it."""
     found = part(part(report, "vector"), "diagnostics")
-    return [
-        (name.replace("_", " "), numbers.number(value), DIAGNOSTICS.get(name, ""))
-        for name, value in found.items()
-    ]
+    return [(name.replace("_", " "), numbers.number(value), DIAGNOSTICS.get(name, "")) for name, value in found.items()]
 
 
 def training_rows(report: Mapping[str, Any]) -> list[list[str]]:

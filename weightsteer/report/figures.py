@@ -144,9 +144,7 @@ def _draw_training(report: Mapping[str, Any], theme: Theme) -> Any:
     for side, training in part(report, "training").items():
         color, marker = sides.get(side, (theme.ink, "^"))
         train, validation = training.get("train_loss") or [], training.get("validation_loss") or []
-        axes.plot(
-            [step for step, _ in train], [loss for _, loss in train], color=color, linewidth=1, alpha=0.55
-        )
+        axes.plot([step for step, _ in train], [loss for _, loss in train], color=color, linewidth=1, alpha=0.55)
         axes.plot(
             [step for step, _ in validation],
             [loss for _, loss in validation],

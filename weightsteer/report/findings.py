@@ -73,9 +73,7 @@ def methods(report: Mapping[str, Any], eval: str | None = None) -> list[str]:
 def strengths(report: Mapping[str, Any], eval: str, method: str | None = None) -> list[Real]:
     """Strengths evaluated on `eval` (by `method`, the base's 0 among them), ascending."""
     wanted = {method, "base"} if method else set(methods(report, eval)) | {"base"}
-    return sorted(
-        {entry["k"] for entry in cells(report) if entry["eval"] == eval and entry["method"] in wanted}
-    )
+    return sorted({entry["k"] for entry in cells(report) if entry["eval"] == eval and entry["method"] in wanted})
 
 
 def curve(report: Mapping[str, Any], metric: Metric, method: str) -> list[tuple[Real, Estimate]]:
@@ -145,14 +143,10 @@ def costs(report: Mapping[str, Any]) -> list[Cost]:
     kept = chosen_candidate(report).get("kept") or []
     if kept:
         return [
-            Cost(
-                metric(report, entry["metric"]), read_estimate(entry["change"]), entry["allowed"], entry["ok"]
-            )
+            Cost(metric(report, entry["metric"]), read_estimate(entry["change"]), entry["allowed"], entry["ok"])
             for entry in kept
         ]
-    return [
-        Cost(metric, change_at_choice(report, metric), allowed, None) for metric, allowed in guards(report)
-    ]
+    return [Cost(metric, change_at_choice(report, metric), allowed, None) for metric, allowed in guards(report)]
 
 
 def guards(report: Mapping[str, Any]) -> list[tuple[Metric, Real | None]]:

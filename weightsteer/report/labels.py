@@ -102,8 +102,7 @@ def line_boxes(axes: Any, start: tuple[float, float], end: tuple[float, float]) 
     half = axes.figure.dpi / 72
     steps = max(1, round(max(abs(x1 - x0), abs(y1 - y0)) / (2 * half)))
     return [
-        _around(x0 + (x1 - x0) * step / steps, y0 + (y1 - y0) * step / steps, half, half)
-        for step in range(steps + 1)
+        _around(x0 + (x1 - x0) * step / steps, y0 + (y1 - y0) * step / steps, half, half) for step in range(steps + 1)
     ]
 
 

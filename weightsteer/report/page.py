@@ -51,10 +51,10 @@ def _render(name: str, report: Mapping[str, Any], figures: Mapping[str, Picture]
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        finalize=_markdown if name.endswith(".md") else lambda value: value,
+        finalize=as_markdown if name.endswith(".md") else lambda value: value,
     )
     environment.filters.update(
-        k=numbers.strength, intervals=_set_intervals, data_uri=_data_uri, fenced=_fenced, yaml=_yaml,
+        k=numbers.strength, intervals=_set_intervals, data_uri=_data_uri, fenced=as_fenced, yaml=_yaml,
     )  # fmt: skip
     return environment.get_template(f"{name}.j2").render(
         report=report,
@@ -81,9 +81,7 @@ def _set_intervals(text: str) -> Any:
     """A sentence with its intervals marked up, so that they keep together and step back behind the words."""
     from markupsafe import Markup, escape
 
-    return Markup(
-        re.sub(r"\[[^\[\]]*\d, [^\[\]]*\d\]", r'<span class="interval">\g<0></span>', str(escape(text)))
-    )
+    return Markup(re.sub(r"\[[^\[\]]*\d, [^\[\]]*\d\]", r'<span class="interval">\g<0></span>', str(escape(text))))
 
 
 def _data_uri(image: bytes) -> str:
@@ -91,9 +89,7 @@ def _data_uri(image: bytes) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return yaml.safe_dump(
-        value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
-    ).rstrip()
+    return yaml.safe_dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100).rstrip()
 
 
 # What Markdown would read as markup; underscores only where they are not inside a word. Intervals of numbers,
@@ -104,7 +100,7 @@ _MARKUP = r"(?P<markup>[\\`*{}\[\]#|~]|(?<!\w)_|_(?!\w))"
 _ACTIVE = r"(?P<active>://|www\.|[$@])"
 
 
-def _markdown(value: Any) -> Any:
+def as_markdown(value: Any) -> Any:
     """Any text as Markdown that shows just that text, also inside a table cell; markup of ours passes."""
     from markupsafe import Markup
 
@@ -121,7 +117,7 @@ def _markdown(value: Any) -> Any:
     return Markup(re.sub(r"\s*\n\s*", "<br>", text.strip()))
 
 
-def _fenced(text: str, language: str = "") -> Any:
+def as_fenced(text: str, language: str = "") -> Any:
     """A code block whose fence is longer than any run of backticks in it."""
     from markupsafe import Markup
 

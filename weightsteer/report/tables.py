@@ -71,9 +71,7 @@ def _eval_table(report: Mapping[str, Any], name: str) -> EvalTable:
     columns = methods(report, name)
     base = cell(report, name, "base", 0)
     rows = [
-        Row(
-            numbers.strength(k), [_entry(report, metric, cell(report, name, method, k)) for method in columns]
-        )
+        Row(numbers.strength(k), [_entry(report, metric, cell(report, name, method, k)) for method in columns])
         for k in strengths(report, name)
         if k != 0
     ]
@@ -98,9 +96,7 @@ def _entry(report: Mapping[str, Any], metric: Metric, entry: Mapping[str, Any] |
         return Entry(numbers.level(level), chosen=chosen, note=note)
     if level is None:
         return Entry(numbers.NOT_SCORED, chosen=chosen, note=note)
-    return Entry(
-        numbers.number(level.mean), numbers.change(moved), numbers.excludes_zero(moved), chosen, note
-    )
+    return Entry(numbers.number(level.mean), numbers.change(moved), numbers.excludes_zero(moved), chosen, note)
 
 
 def _details(report: Mapping[str, Any], name: str) -> DetailTable:
@@ -109,9 +105,7 @@ def _details(report: Mapping[str, Any], name: str) -> DetailTable:
     present = dict.fromkeys(metric for entry in found for metric in entry.get("metrics") or {})
     rows = []
     for method in ("base", *methods(report, name), "merged"):
-        for entry in sorted(
-            (entry for entry in found if entry["method"] == method), key=lambda entry: entry["k"]
-        ):
+        for entry in sorted((entry for entry in found if entry["method"] == method), key=lambda entry: entry["k"]):
             head = [
                 method, numbers.strength(entry["k"]), str(entry["n"]), str(entry.get("n_unscored") or 0),
                 numbers.duration(entry.get("seconds")),

@@ -31,9 +31,7 @@ def _blocks(report: Mapping[str, Any]) -> list[str]:
     methods_column = ["method", *(f"{'> ' if row == chosen else '  '}{row[0]}" for row in rows)]
     fixed = [_aligned(methods_column), _aligned(["k", *(f"{k:g}" for _, k in rows)], right=True)]
     columns = [
-        _aligned(
-            [textwrap.shorten(name, 30), *(_entry(report, found.get((*row, name)), name) for row in rows)]
-        )
+        _aligned([textwrap.shorten(name, 30), *(_entry(report, found.get((*row, name)), name) for row in rows)])
         for name in part(report, "evals")
     ]
     blocks = [[*fixed]]
@@ -66,8 +64,6 @@ def _joined(columns: list[list[str]]) -> str:
 
 def _legend(report: Mapping[str, Any]) -> str:
     unscored = sum(entry.get("n_unscored") or 0 for entry in cells(report))
-    counted = (
-        f"{unscored} answers could not be scored and are left out" if unscored else "every answer was scored"
-    )
+    counted = f"{unscored} answers could not be scored and are left out" if unscored else "every answer was scored"
     marked = " > chosen." if part(report, "choice").get("k") is not None else ""
     return f"base: mean; others: change from base; [95 % interval], * excludes zero; {counted}.{marked}"

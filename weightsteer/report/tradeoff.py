@@ -112,9 +112,7 @@ def _draw_frame(axes: Any, shown: Tradeoff, theme: Theme) -> None:
         )  # fmt: skip
 
 
-def _draw_curve(
-    axes: Any, shown: Tradeoff, method: str, points: list[Point], theme: Theme, drawn: list[str]
-) -> None:
+def _draw_curve(axes: Any, shown: Tradeoff, method: str, points: list[Point], theme: Theme, drawn: list[str]) -> None:
     color, marker = method_style(theme, method, drawn)
     main, floor = method == shown.chosen[0], _floor(shown)
     axes.plot(
@@ -195,9 +193,7 @@ def _labels(shown: Tradeoff, theme: Theme) -> list[Label]:
 
 def _markers(shown: Tradeoff) -> list[tuple[float, float]]:
     floor = _floor(shown)
-    return [
-        (point.behavior.mean, _height(point, floor)) for points in shown.curves.values() for point in points
-    ]
+    return [(point.behavior.mean, _height(point, floor)) for points in shown.curves.values() for point in points]
 
 
 def _obstacles(axes: Any, shown: Tradeoff) -> list[Box]:

@@ -84,9 +84,7 @@ def _effect_phrase(report: Mapping[str, Any]) -> str:
         estimate(cell(report, metric.eval, chosen_method(report), k), "metrics", metric.name)
         for k in (0, part(report, "choice")["k"])
     )
-    levels = (
-        f" from {numbers.number(before.mean)} to {numbers.number(after.mean)}" if before and after else ""
-    )
+    levels = f" from {numbers.number(before.mean)} to {numbers.number(after.mean)}" if before and after else ""
     return f"{verb} {metric.label}{levels} ({numbers.change(moved)})"
 
 

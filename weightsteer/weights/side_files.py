@@ -8,12 +8,14 @@ from typing import Any
 
 from weightsteer.errors import CheckpointError
 from weightsteer.models.safetensors_file import INDEX, WEIGHT_SUFFIXES, check_inside
+from weightsteer.stage import MANIFEST
 from weightsteer.weights.checkpoint import CONFIG, Checkpoint
 from weightsteer.weights.provenance import PROVENANCE, STEERING
 
 ADAPTER_CONFIG = "adapter_config.json"
 CARD, BASE_CARD = "README.md", "BASE_README.md"
-OWN = (PROVENANCE, STEERING, BASE_CARD)  # of a base that is a merged checkpoint itself
+# What weightsteer itself wrote into a base: a checkpoint merged before, or a model converted from GGUF.
+OWN = (PROVENANCE, STEERING, BASE_CARD, MANIFEST, "recipe.yaml", "figures")
 
 
 def side_files(base: Checkpoint) -> tuple[dict[str, Path], list[str]]:
