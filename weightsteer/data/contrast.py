@@ -263,7 +263,7 @@ def _implicit_prompt(positive: Any, negative: Any) -> tuple[Any, Any, Any]:
 
 
 def _prompt(value: Any) -> str | tuple[Message, ...]:
-    if isinstance(value, str):
+    if _is_text(value):
         return value
     if isinstance(value, list) and value and all(_is_message(m) for m in value):
         return tuple({"role": m["role"], "content": m["content"]} for m in value)
@@ -273,13 +273,18 @@ def _prompt(value: Any) -> str | tuple[Message, ...]:
 def _answer(value: Any, name: str) -> str:
     if isinstance(value, list) and len(value) == 1 and _is_message(value[0]) and value[0]["role"] == "assistant":
         value = value[0]["content"]
-    if not isinstance(value, str):
+    if not _is_text(value):
         raise DataError(f"{name}: found {_clip(repr(value))}. Expected a text or one assistant message")
     return value
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    return isinstance(value, Mapping) and all(_is_text(value.get(key)) for key in ("role", "content"))
+
+
+def _is_text(value: Any) -> bool:
+    """JSON can spell half a character, a lone surrogate, which no file and no tokenizer takes."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _clip(text: str) -> str:

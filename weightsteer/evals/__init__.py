@@ -53,7 +53,8 @@ def read_rows(own: Path | None, shipped: str, parse: Callable[[str, Mapping[str,
             problems.append(f"row {number}: {error}")
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             problems.append(f"row {number}: not of a known layout ({type(error).__name__}: {error})")
-    report_problems(DataError, path, problems[:SHOWN_PROBLEMS])
+    more = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
+    report_problems(DataError, path, [*problems[:SHOWN_PROBLEMS], *more])
     return items
 
 

@@ -63,7 +63,8 @@ def _question(where: str, row: Mapping[str, Any]) -> Question:
     elif {"question", "mc1_targets"} <= row.keys():
         targets = row["mc1_targets"]  # answer -> 1 or 0; on the hub two lists
         marks = dict(zip(targets["choices"], targets["labels"], strict=True)) if "labels" in targets else targets
-        answers = sorted(marks, key=lambda answer: -marks[answer])
+        # The published file of 2025 ends some lists with an empty text.
+        answers = sorted((answer for answer in marks if answer), key=lambda answer: -marks[answer])
     else:
         raise unreadable(row, "question, correct and incorrect")
     named = {"question": row["question"], **{f"answer {i}": answer for i, answer in enumerate(answers, 1)}}
