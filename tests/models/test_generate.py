@@ -1,6 +1,7 @@
 """Option scoring equals plain forward passes of every architecture; batches answer like one prompt at a time."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ SIDE_BY_SIDE: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "mistral": {"sliding_window": 8},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
 }
 ONE_ROW_EACH: dict[str, dict[str, Any]] = {
     "bloom": {},
@@ -37,9 +39,10 @@ def plain(lm: Any, text: str, n: int) -> float:
     return sum(log_p[t - 1, ids[t]].item() for t in range(len(ids) - n, len(ids)))
 
 
+@pytest.mark.parametrize("system", [None, "A system prompt, which all conversations share."])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_options_score_as_in_forward_passes_of_their_own(family: str):
-    lm = tiny_language_model(family, **FAMILIES[family])
+def test_options_score_as_in_forward_passes_of_their_own(family: str, system: str | None):
+    lm = tiny_language_model(family, **FAMILIES[family]).with_system(system)
     assert fits_side_by_side(lm.network) is (family in SIDE_BY_SIDE)
     for prompt, options, found in zip(PROMPTS, OPTIONS, score_options(lm, PROMPTS, OPTIONS), strict=True):
         assert [n for _, n in found] == [len(option) for option in options]
@@ -164,3 +167,27 @@ def test_batches_hold_every_index_once_within_the_limit(lengths: Sequence[int]):
 
 def test_an_example_above_the_limit_has_a_batch_of_its_own():
     assert list(batches([100, 2, 2], 10)) == [[0], [1, 2]]
+
+
+def test_a_shared_start_computed_once_changes_no_score(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from weightsteer.activations.vector import ActivationVector
+    from weightsteer.models.language_model import load_model
+    from weightsteer.recipe import ModelPart
+
+    lm = load_model(ModelPart(source=str(model_folder), dtype="float32", system="Answer every question in one word."))
+    direction = torch.randn(lm.network.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    steering = ActivationVector({0: direction})
+    prompts, options = ["Is it late?", "What is the color of snow?", "Who?"], [["Yes", "Not at all"]] * 3
+    scores = {}
+    for shared in (8, 10_000):
+        monkeypatch.setattr(module, "SHARED_TOKENS", shared)
+        for k in (0.0, 2.0):
+            with steering.applied(lm, k) as steered:
+                scored = module.score_options(steered, prompts, options)
+            scores[shared, k] = torch.tensor([[log_p for log_p, _ in row] for row in scored])
+    assert module._beginning(lm, [lm.tokens(lm.chat(p)) for p in prompts]).width == 0
+    monkeypatch.setattr(module, "SHARED_TOKENS", 8)
+    assert module._beginning(lm, [lm.tokens(lm.chat(p)) for p in prompts]).width > 30
+    for k in (0.0, 2.0):
+        torch.testing.assert_close(scores[8, k], scores[10_000, k], atol=1e-4, rtol=0)
+    assert (scores[8, 0.0] - scores[8, 2.0]).abs().max() > 0.01

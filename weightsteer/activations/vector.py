@@ -144,7 +144,7 @@ def _adder(step: Tensor, mode: Mode) -> Any:
             hidden = hidden + step
         else:
             hidden = hidden.clone()
-            hidden[:, -answer_columns() :] += step
+            hidden[:, max(hidden.shape[1] - answer_columns(), 0) :] += step
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return add

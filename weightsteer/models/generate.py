@@ -1,8 +1,11 @@
 """Batched generation, and option scoring in one pass with the shared prompt computed once."""
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 from weightsteer import progress
 from weightsteer.models import Message
 from weightsteer.models.language_model import LanguageModel
-from weightsteer.models.side_by_side import attention_inputs, fits_side_by_side
+from weightsteer.models.side_by_side import attention_inputs, fits_side_by_side, sees_everything
 
 # Tokens of one forward pass, padding included: large enough to fill two cores or a GPU.
 BATCH_TOKENS_CPU = 2048
@@ -20,6 +23,9 @@ BATCH_TOKENS_CUDA = 32768
 # Their logits, float32 over the whole vocabulary, are the largest thing in memory.
 LOGIT_BYTES_CPU = 2**29
 LOGIT_BYTES_CUDA = 2**33
+
+# A start that all prompts share is computed once when it has so many tokens; below that the bookkeeping costs more.
+SHARED_TOKENS = 8
 
 # What a model's generation_config may ask for besides: habits that stand between its weights and its words, and that
 # count padding as text.
@@ -32,7 +38,8 @@ def answer_columns() -> int:
     """How many trailing columns of the running forward pass predict answer tokens.
 
     1 while generating with a cache: the last prompt token, then each new token. While options are scored it is the
-    last prompt token and all option tokens. What steers only the answer asks here.
+    last prompt token and all option tokens, and 0 in a pass over the start of a prompt. What steers only the answer
+    asks here.
     """
     return _answer_columns.get()
 
@@ -122,15 +129,46 @@ def _score(
     scores: list[list[tuple[float, int]]] = [[] for _ in rows]
     lengths = [len(prompt) + sum(len(option) - 1 for option in options) for prompt, options in rows]
     with progress.task(label or "scoring", len(rows)) as advance, _float32_logits(lm.network):
+        beginning = _beginning(lm, [prompt for prompt, _ in rows])
         for batch in batches(lengths, batch_tokens(lm)):
-            for i, result in zip(batch, _score_batch(lm, [rows[i] for i in batch]), strict=True):
+            for i, result in zip(batch, _score_batch(lm, [rows[i] for i in batch], beginning), strict=True):
                 scores[i] = result
             advance(len(batch))
     return scores
 
 
-def _score_batch(lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]]) -> list[list[tuple[float, int]]]:
-    """One forward pass: every row is its prompt, right-aligned, then its options side by side, blind to one another.
+@dataclass(frozen=True)
+class _Beginning:
+    """The start that all prompts share, such as a system prompt: its length and its keys and values."""
+
+    width: int = 0
+    cache: Any = None
+
+    def keys_and_values(self, rows: int) -> dict[str, Any]:
+        """What the network takes to go on from here in `rows` rows."""
+        if self.cache is None:
+            return {"use_cache": False}
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        return {"past_key_values": cache, "use_cache": True}
+
+
+def _beginning(lm: LanguageModel, prompts: list[list[int]]) -> _Beginning:
+    """Compute the shared start of `prompts` once; nothing where it is short or the architecture keeps other state."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    width = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    if len(prompts) < 2 or width < SHARED_TOKENS or not sees_everything(lm.network):
+        return _Beginning()
+    ids = torch.tensor([prompts[0][:width]], device=lm.device)
+    with _answer_span(0):
+        return _Beginning(width, lm.network(input_ids=ids, logits_to_keep=1, use_cache=True).past_key_values)
+
+
+def _score_batch(
+    lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], beginning: _Beginning
+) -> list[list[tuple[float, int]]]:
+    """One forward pass: every row is the rest of its prompt, right-aligned, then its options side by side, blind to one
+    another.
 
     The last token of an option is predicted, never fed, so a one-token option costs nothing.
     """
@@ -140,10 +178,12 @@ def _score_batch(lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]
     ids = torch.full(shape, lm.tokenizer.pad_token_id, dtype=torch.long)
     positions = torch.zeros(shape, dtype=torch.long)
     part = torch.full(shape, -1, dtype=torch.long)  # -1 padding, 0 prompt, 1.. option
+    skip = beginning.width  # these columns of every row are in the cache
+    positions[:, :skip], part[:, :skip] = torch.arange(skip), 0
     for r, (prompt, options) in enumerate(rows):
-        start = prompt_width - len(prompt)
-        ids[r, start:prompt_width] = torch.tensor(prompt)
-        positions[r, start:prompt_width] = torch.arange(len(prompt))
+        start = prompt_width - len(prompt) + skip
+        ids[r, start:prompt_width] = torch.tensor(prompt[skip:])
+        positions[r, start:prompt_width] = torch.arange(skip, len(prompt))
         part[r, start:prompt_width] = 0
         column = prompt_width
         for number, option in enumerate(options, start=1):
@@ -154,10 +194,10 @@ def _score_batch(lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]
             column = end
     with _answer_span(1 + option_width):
         logits = lm.network(
-            input_ids=ids.to(lm.device),
+            input_ids=ids[:, skip:].to(lm.device),
             logits_to_keep=1 + option_width,
-            use_cache=False,
-            **attention_inputs(lm.network, part, positions),
+            **beginning.keys_and_values(len(rows)),
+            **attention_inputs(lm.network, part, positions, skip),
         ).logits.float()
     return _read(logits, rows)
 

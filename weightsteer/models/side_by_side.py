@@ -21,13 +21,22 @@ def fits_side_by_side(network: Any) -> bool:
     return not network._is_stateful and not by_columns and set(_layers(config)) <= MASKED_LAYERS
 
 
+def sees_everything(network: Any) -> bool:
+    """Whether every layer attends to all that came before, so that keys and values are all that needs keeping."""
+    config = network.config.get_text_config()
+    return fits_side_by_side(network) and set(_layers(config)) == {"full_attention"}
+
+
 def attention_inputs(
-    network: Any, part: Int[Tensor, "rows columns"], positions: Int[Tensor, "rows columns"]
+    network: Any, part: Int[Tensor, "rows columns"], positions: Int[Tensor, "rows columns"], cached: int = 0
 ) -> dict[str, Any]:
-    """Mask and positions in the form the network takes; `part` is -1 for padding, 0 for the prompt, 1.. for options."""
+    """Mask and positions in the form the network takes; `part` is -1 for padding, 0 for the prompt, 1.. for options.
+
+    The first `cached` columns have been computed: they are seen, but do not look.
+    """
     inputs: dict[str, Any] = {}
     if "position_ids" in inspect.signature(network.forward).parameters:
-        inputs["position_ids"] = positions.to(network.device)
+        inputs["position_ids"] = positions[:, cached:].to(network.device)
     if not fits_side_by_side(network):
         return inputs | {"attention_mask": (part >= 0).long().to(network.device)}
     config = network.config.get_text_config()
@@ -36,7 +45,7 @@ def attention_inputs(
         near = allowed
         if kind == "sliding_attention":
             near = allowed & (positions[:, :, None] - positions[:, None, :] < config.sliding_window)
-        masks[kind] = _additive(near, network.dtype).to(network.device)
+        masks[kind] = _additive(near, network.dtype)[:, :, cached:].to(network.device)
     return inputs | {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
 
 
