@@ -47,9 +47,13 @@ class ActivationVector:
 
     def __add__(self, other: "ActivationVector") -> "ActivationVector":
         base = _same_base(self, other)
-        blocks = sorted({*self.directions, *other.directions})
-        parts = [(v.directions[b] for v in (self, other) if b in v.directions) for b in blocks]
-        total = {b: torch.stack(list(p)).sum(0) for b, p in zip(blocks, parts, strict=True)}
+        if self.mode != other.mode:
+            raise AdapterError(
+                f"vectors of two modes, {self.mode} and {other.mode}. Expected one: they act on other tokens"
+            )
+        total = dict(self.directions)
+        for block, direction in other.directions.items():
+            total[block] = total[block] + direction if block in total else direction
         return replace(self, directions=total, base=base)
 
     def __mul__(self, factor: float) -> "ActivationVector":
@@ -71,8 +75,13 @@ class ActivationVector:
         """Cosine over all blocks together; a block that one side lacks is zero there."""
         _same_base(self, other)
         shared = self.directions.keys() & other.directions.keys()
+        norms = self.norm(), other.norm()
+        if 0 in norms:
+            raise AdapterError(
+                "activation vector: is zero, so it has no direction. Expected one that changes something"
+            )
         inner = sum((self.directions[b].double() @ other.directions[b].double()).item() for b in shared)
-        return inner / (self.norm() * other.norm())
+        return max(-1.0, min(1.0, inner / (norms[0] * norms[1])))
 
     def save(self, folder: str | Path) -> None:
         """Write one safetensors file whose header says what the vector is."""
