@@ -44,12 +44,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def check(recipe: RecipePath, set: Set = [], out: Out = None, json: Json = False) -> None:  # noqa: B006
     """Check a recipe whole, and show its stages and which are done. Loads no model."""
-    from weightsteer.data.contrast import load_pairs
-    from weightsteer.pipeline import default_folder, status
+    from weightsteer.pipeline import default_folder, load_inputs, status
     from weightsteer.recipe import load_recipe
 
     checked = load_recipe(recipe, set)
-    pairs = load_pairs(checked)
+    pairs = load_inputs(checked)
     stages = status(checked, out)
     lines = [f"{recipe}: ok. {len(pairs)} pairs, {len(checked.methods)} methods, {len(checked.evals)} evals"]
     lines += [f"  {stage:<10} {done}/{of}" for stage, done, of in stages]

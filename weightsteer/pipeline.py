@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 
 from weightsteer import progress
 from weightsteer.data.contrast import ContrastDataset, load_pairs, write_pairs
-from weightsteer.errors import StageError
+from weightsteer.errors import DataError, StageError, WeightsteerError, report_problems
 from weightsteer.recipe import Recipe, find_plugin
 from weightsteer.stage import (
     MANIFEST,
@@ -75,6 +75,27 @@ def status(recipe: Recipe, out: str | Path | None = None) -> list[tuple[str, int
     return [(s, int(merged), asked) if s == "merge" else (s, n, of) for s, n, of in done if of or s == "merge"]
 
 
+def load_inputs(recipe: Recipe) -> ContrastDataset:
+    """The pairs of a recipe, when nothing that later stages read is missing; all that is, is named in one error."""
+    from weightsteer.models.reference import locate
+
+    pairs = load_pairs(recipe)
+    checks = [partial(locate, recipe.model.source)]
+    checks += [partial(find_plugin("evals", e.name).read_items, e, pairs) for e in recipe.evals]
+    methods = [find_plugin("methods", m.name) for m in recipe.methods]
+    checks += [partial(method.check, recipe, pairs) for method in methods if hasattr(method, "check")]
+    errors = []
+    for check in checks:
+        try:
+            check()
+        except WeightsteerError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    report_problems(DataError, f"recipe {recipe.name}", [str(error) for error in errors])
+    return pairs
+
+
 class _Run:
     """One run: what later stages need of earlier ones, made when first needed."""
 
@@ -82,7 +103,7 @@ class _Run:
         from weightsteer.models.reference import resolve
 
         self.recipe, self.out, self.until = recipe, out, STAGES.index(until)
-        self.pairs: ContrastDataset = load_pairs(recipe)
+        self.pairs: ContrastDataset = load_inputs(recipe)
         self.ref = resolve(recipe.model)
         self.seconds: list[dict[str, Any]] = []
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,7 +131,7 @@ def check_pairs(pairs: Sequence[ContrastPair], source: str) -> None:
     report_problems(DataError, source, problems)
 
 
-def check_tokens(dataset: ContrastDataset, lm: Any, max_tokens: int) -> None:
+def check_tokens(dataset: ContrastDataset, lm: Any, max_tokens: float = math.inf) -> None:
     """Raise one DataError with every example that the chat template cannot render or that is too long to train on."""
     from jinja2 import TemplateError
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from weightsteer.errors import DataError
 from weightsteer.recipe import MethodSettings, Recipe
 from weightsteer.stage import run_stage, write_text
 
@@ -25,10 +26,17 @@ class Settings(MethodSettings):
     """Validation pairs that the sweep uses at most."""
 
 
+def check(recipe: Recipe, pairs: Any) -> None:
+    """Raise a DataError when a block is to be chosen and there is nothing to choose it on."""
+    if recipe.method("activations").block is None and not pairs.part("validation").pairs:
+        raise DataError("activations: no validation pairs to choose a block on. Raise pairs.validation, or set a block")
+
+
 def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> Any:
     """The activation vector at its block, below `out`/activations."""
     from weightsteer.activations.vector import ActivationVector
 
+    check(recipe, pairs)
     settings: Settings = recipe.method("activations")
     folder = out / "activations"
     inputs = {
@@ -45,8 +53,9 @@ def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> Any:
 def _fit(settings: Settings, pairs: Any, lm: Any, out: Path) -> None:
     from weightsteer.activations.capture import mean_answer_activations
     from weightsteer.activations.vector import ActivationVector
-    from weightsteer.data.contrast import encode_example
+    from weightsteer.data.contrast import check_tokens, encode_example
 
+    check_tokens(pairs, lm)
     train = pairs.part("train")
     means = [
         mean_answer_activations(lm, [encode_example(lm, p, a) for p, a in train.side(side)], f"activations: {side}")
@@ -67,12 +76,9 @@ def _fit(settings: Settings, pairs: Any, lm: Any, out: Path) -> None:
 def _sweep(settings: Settings, pairs: Sequence[Any], lm: Any, vector: Any) -> dict[int, float]:
     """Block -> how far k = 1 and k = -1 pull the per-token preference apart, in nats (methods C.5)."""
     from weightsteer import progress
-    from weightsteer.errors import DataError
     from weightsteer.evals.preference import score
 
     pairs = pairs[: settings.validation_pairs]
-    if not pairs:
-        raise DataError("activations: no validation pairs to choose a block on. Raise pairs.validation, or set a block")
     blocks = range(0, len(vector.directions), settings.stride)
     spreads = {}
     with progress.task("activations: block sweep", len(blocks)) as advance:

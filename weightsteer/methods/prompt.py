@@ -41,6 +41,11 @@ class PromptPair:
 
 def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> PromptPair:
     """The pair of system prompts that the recipe names; nothing is trained."""
+    return check(recipe, pairs)
+
+
+def check(recipe: Recipe, pairs: Any) -> PromptPair:
+    """The same; a RecipeError when the behavior has no such pair of prompts."""
     number = recipe.method("prompt").number
     prompts = load_behavior(recipe).system_prompts
     if number > len(prompts):

@@ -39,18 +39,28 @@ def resolve(model: ModelPart | str | Path) -> ModelRef:
     A GGUF file is dequantised into float32, exactly, below the cache folder.
     """
     part = model if isinstance(model, ModelPart) else ModelPart(source=str(model))
-    source, revision = part.source, part.revision
+    revision = part.revision
+    path = locate(part.source)
+    if path is None:
+        path, revision = _download(part.source, revision)
+    elif not path.is_dir():
+        path = _convert(path)
+    return ModelRef(part.source, revision, path.resolve(), fingerprint(path))
+
+
+def locate(source: str) -> Path | None:
+    """The folder or GGUF file here that `source` means, None for a hub id; a ModelError when it is missing."""
     if source.startswith(PACKAGE):
-        path = _convert(_packaged_gguf(source))
-    elif source.endswith(".gguf"):
-        path = _convert(Path(source))
-    elif Path(source).is_dir():
+        path = _packaged_gguf(source)
+    elif source.endswith(".gguf") or Path(source).is_dir():
         path = Path(source)
     elif _looks_local(source):
         raise ModelError(f"model {source}: no such folder. Expected a folder of safetensors, a .gguf file or a hub id")
     else:
-        path, revision = _download(source, revision)
-    return ModelRef(source, revision, path.resolve(), fingerprint(path))
+        return None
+    if not path.exists():
+        raise ModelError(f"model {path}: no such file. Expected a GGUF file")
+    return path
 
 
 def cache_folder() -> Path:
@@ -122,8 +132,6 @@ def _downloaded_before(source: str, revision: str | None, error: Exception) -> t
 
 def _convert(gguf: Path) -> Path:
     """Folder of float32 safetensors with the content of a GGUF file, made once per file content."""
-    if not gguf.is_file():
-        raise ModelError(f"model {gguf}: no such file. Expected a GGUF file")
     with gguf.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
