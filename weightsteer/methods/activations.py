@@ -20,9 +20,9 @@ class Settings(MethodSettings):
     """Decoder block, from 0; None sweeps all and takes the one with the largest spread on validation pairs."""
     mode: Literal["generated", "all"] = "generated"
     """`generated`: last prompt token and answer; `all`: every token."""
-    stride: Annotated[int, pydantic.Field(gt=0)] = 2
+    stride: Annotated[int, pydantic.Field(gt=0)] = 3
     """The sweep tries every so many blocks."""
-    validation_pairs: Annotated[int, pydantic.Field(gt=0)] = 16
+    validation_pairs: Annotated[int, pydantic.Field(gt=0)] = 12
     """Validation pairs that the sweep uses at most."""
 
 
