@@ -14,7 +14,7 @@ import torch
 
 from weightsteer import progress
 from weightsteer.data.contrast import SIDES, ContrastDataset, Side, check_tokens, encode_example
-from weightsteer.errors import StageError
+from weightsteer.errors import DataError, StageError
 from weightsteer.models.blocks import decoder_blocks
 from weightsteer.models.language_model import (
     LanguageModel,
@@ -105,7 +105,13 @@ def finetune(
     )
     set_seed(seed)
     with quiet_transformers(), quiet_datasets():
-        adapted = get_peft_model(lm.network, config)
+        try:
+            adapted = get_peft_model(lm.network, config)
+        except ValueError as error:
+            raise DataError(
+                f"target_modules {settings.target_modules}: peft finds none of them ({error}). Expected all-linear, or "
+                "last parts of module names such as [q_proj, v_proj]"
+            ) from None
         try:
             history = _train(adapted, lm, pairs, side, settings, learning_rate, seed, out / "trainer")
             adapted.peft_config["default"].base_model_name_or_path = lm.ref.source
@@ -114,6 +120,7 @@ def finetune(
             adapted.unload()
             lm.network.eval().requires_grad_(False)
             shutil.rmtree(out / "trainer", ignore_errors=True)
+    (out / "README.md").unlink(missing_ok=True)  # peft's card is a form that nobody has filled in
     write_text(out / "training.json", json.dumps(history, indent=1))
 
 
@@ -136,7 +143,7 @@ def _targets(lm: LanguageModel, settings: LoraSettings) -> str | list[str]:
         found = [name for name in found if name.rpartition(".")[2] in named]
     if not found:
         raise DataError(
-            f"target_modules {named} in depth {list(settings.depth)}: no linear layer of the model's {len(blocks)} blocks. "
+            f"target_modules {named} in depth {list(settings.depth)}: no linear layer of the {len(blocks)} blocks. "
             "Expected all-linear, or last parts of module names such as [q_proj, v_proj]"
         )
     return found
@@ -187,6 +194,7 @@ def _train(
         report_to="none",
         disable_tqdm=True,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is no number is to be seen, by _history
         dataloader_pin_memory=False,
         save_strategy="steps" if validation else "no",
         save_steps=settings.validate_every,
@@ -280,7 +288,9 @@ def _subtract(out: Path, recipe: Recipe, pairs: ContrastDataset, ref: ModelRef, 
     """Write the exact factored difference, and how the two sides relate (diagnostics.json)."""
     positive, negative = (WeightVector.load(out / side, base=ref.path) for side in SIDES)
     vector = positive - negative
+    terms = [{**term, "adapter": side} for side, term in zip(SIDES, vector.info["terms"], strict=True)]
     info = {
+        "terms": terms,  # they lie beside the vector, wherever that is
         "kind": "contrast",
         "behavior": pairs.behavior,
         "sign": "positive minus negative: k > 0 shows more of the behavior",
