@@ -27,7 +27,7 @@ from small_checkpoints import (
 from weightsteer.errors import AdapterError, CheckpointError
 from weightsteer.models.fingerprint import fingerprint
 from weightsteer.models.reference import ModelRef
-from weightsteer.weights import arithmetic
+from weightsteer.weights import arithmetic, lanes
 from weightsteer.weights import merge as merge_module
 from weightsteer.weights.lowrank import LowRank
 from weightsteer.weights.merge import merge
@@ -468,16 +468,16 @@ def test_too_little_room_is_known_before_anything_is_written(tmp_path, base, mon
 
 
 def test_a_disk_that_fills_up_is_a_clear_error_and_the_merge_goes_on_later(tmp_path, base, monkeypatch):
-    vector, written = random_vector(llama_tensors()), []
-    write = merge_module.ShardWriter.write
+    vector, files = random_vector(llama_tensors()), set()
+    write = lanes.Lane.write
 
-    def full(writer, data):
-        written.append(writer.file.name)
-        if len(set(written)) == 3:
+    def full(lane, file, *arguments):
+        files.add(file)
+        if len(files) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(writer, data)
+        write(lane, file, *arguments)
 
-    monkeypatch.setattr(merge_module.ShardWriter, "write", full)
+    monkeypatch.setattr(lanes.Lane, "write", full)
     with pytest.raises(CheckpointError, match=r"out: the disk is full.*goes on from the finished shards"):
         merge(base, [(vector, 1.0)], tmp_path / "out")
     assert not (tmp_path / "out").exists()

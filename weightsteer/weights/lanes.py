@@ -18,8 +18,8 @@ from torch import Tensor
 from weightsteer.errors import CheckpointError
 
 CPU = torch.device("cpu")
-OPEN_FILES = 2  # the shard that is read, and the one it is compared with
-MAX_WORKERS = 8  # beyond this the one thread that hashes and writes is what the others wait for
+OPEN_FILES = 2  # the shard that is read, and the one that is written or compared with it
+MAX_WORKERS = 8  # beyond this the one thread that hashes is what the others wait for
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,26 +32,32 @@ class Lane:
     device: torch.device = CPU
     read_s: float = 0.0
     compute_s: float = 0.0
+    write_s: float = 0.0
     _buffers: dict[Hashable, Tensor] = field(default_factory=dict)
     _files: dict[Path, FileIO] = field(default_factory=dict)
 
     def read(self, file: Path, start: int, stop: int, buffer: str = "in") -> UInt8[Tensor, " n"]:
         """Bytes `start` to `stop` of `file`, in one of this lane's buffers."""
         begin = perf_counter()
-        if file not in self._files:
-            if len(self._files) == OPEN_FILES:
-                self.close()
-            self._files[file] = file.open("rb", buffering=0)
         data = self.buffer(buffer, stop - start, torch.uint8, CPU)
         view, done = data.numpy().data, 0
-        self._files[file].seek(start)
+        handle = self._open(file, "rb", start)
         while done < len(view):
-            count = self._files[file].readinto(view[done:])
+            count = handle.readinto(view[done:])
             if not count:
                 raise CheckpointError(f"{file}: was cut short while it was read. Expected it to stay as it is")
             done += count
         self.read_s += perf_counter() - begin
         return data
+
+    def write(self, file: Path, start: int, data: UInt8[Tensor, " n"]) -> None:
+        """Put `data` at byte `start` of a file that is there already."""
+        begin = perf_counter()
+        view, done = data.numpy().data, 0
+        handle = self._open(file, "r+b", start)
+        while done < len(view):
+            done += handle.write(view[done:])
+        self.write_s += perf_counter() - begin
 
     def buffer(self, name: Hashable, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Room for `elements`, its content left over from the last use."""
@@ -59,6 +65,14 @@ class Lane:
         if held is None or len(held) < elements or held.dtype != dtype:
             self._buffers[name] = held = torch.empty(elements, dtype=dtype, device=device)
         return held[:elements]
+
+    def _open(self, file: Path, mode: str, at: int) -> FileIO:
+        if file not in self._files:
+            if len(self._files) == OPEN_FILES:
+                self.close()
+            self._files[file] = FileIO(file, mode)
+        self._files[file].seek(at)
+        return self._files[file]
 
     def close(self) -> None:
         """Close the files; the lane can be used again."""

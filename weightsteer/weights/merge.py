@@ -15,20 +15,22 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from weightsteer import progress
 from weightsteer.errors import AdapterError, CheckpointError, report_problems
 from weightsteer.models.reference import ModelRef
 from weightsteer.models.safetensors_file import INDEX
 from weightsteer.stage import digest, file_digest, locked, versions
-from weightsteer.weights.arithmetic import Applied, compute
+from weightsteer.weights.arithmetic import Applied, Chunk, compute
 from weightsteer.weights.checkpoint import CONFIG, Checkpoint
-from weightsteer.weights.lanes import CPU, in_order, open_lanes
+from weightsteer.weights.journal import JOURNAL, Journal
+from weightsteer.weights.lanes import CPU, Lane, in_order, open_lanes
 from weightsteer.weights.lowrank import LowRank
 from weightsteer.weights.plan import Addition, Plan, make_plan
 from weightsteer.weights.provenance import STEERING, Provenance
 from weightsteer.weights.scale import Scale
-from weightsteer.weights.shard_writer import JOURNAL, Journal, ShardWriter
 from weightsteer.weights.side_files import merged_config, side_files
 from weightsteer.weights.vector import WeightVector
 
@@ -52,7 +54,7 @@ class MergeResult:
     """Tensors that a change fell on."""
     size_bytes: int
     seconds: Mapping[str, float]
-    """By read, compute, write (summed over threads, which overlap) and total (by the clock)."""
+    """read, compute and write, summed over threads, which overlap; hash; sync, the wait at the end; total."""
 
 
 def merge(
@@ -217,7 +219,7 @@ def _check_room(plan: Plan, folder: Path, journal: Journal) -> None:
 
 def _write_shards(plan: Plan, folder: Path, journal: Journal) -> dict[str, float]:
     """Write the shards that are not finished yet, and say where the time went."""
-    device, write_s = _device(plan), 0.0
+    device, hash_s = _device(plan), 0.0
     with (
         open_lanes(device) as lanes,
         ThreadPoolExecutor(1) as disk,
@@ -227,26 +229,48 @@ def _write_shards(plan: Plan, folder: Path, journal: Journal) -> dict[str, float
         for shard in plan.shards:
             if shard in journal.finished:
                 continue
-            with ShardWriter(folder / shard, disk) as writer:
-                writer.write(memoryview(plan.header(shard)))
-                applied = Applied()
-                chunks = (chunk for target in plan.shards[shard] for chunk in plan.chunks(target))
-                for _, (data, part) in in_order(compute, chunks, lanes):
-                    writer.write(data.numpy().data)
-                    applied += part
-                    advance((done + len(data) >> 20) - (done >> 20))
-                    done += len(data)
-                sealed.append(writer.seal(partial(journal.add, shard, applied)))
-            write_s += writer.write_s
+            header, path, applied = plan.header(shard), folder / shard, Applied()
+            path.write_bytes(header)
+            written = sha256(header)
+            for _, (data, part) in in_order(partial(_write_chunk, path), _placed(plan, shard, len(header)), lanes):
+                begin = perf_counter()
+                written.update(data.numpy())
+                hash_s += perf_counter() - begin
+                applied += part
+                advance((done + len(data) >> 20) - (done >> 20))
+                done += len(data)
+            # A shard reaches the disk while the next one is computed.
+            sealed.append(disk.submit(_seal, journal, path, applied, written.hexdigest()))
         begin = perf_counter()
         for future in sealed:
             future.result()
     return {
         "read": sum(lane.read_s for lane in lanes),
         "compute": sum(lane.compute_s for lane in lanes),
-        "write": write_s,
+        "write": sum(lane.write_s for lane in lanes),
+        "hash": hash_s,
         "sync": perf_counter() - begin,
     }
+
+
+def _seal(journal: Journal, path: Path, applied: Applied, digest: str) -> None:
+    _sync(path)
+    journal.add(path.name, applied, digest)
+
+
+def _placed(plan: Plan, shard: str, at: int) -> Iterator[tuple[Chunk, int]]:
+    """Every chunk of a shard with the byte of the file, from `at` on, where it goes."""
+    for target in plan.shards[shard]:
+        for chunk in plan.chunks(target):
+            yield chunk, at
+            at += chunk.size_bytes
+
+
+def _write_chunk(path: Path, work: tuple[Chunk, int], lane: Lane) -> tuple[UInt8[Tensor, " n"], Applied]:
+    chunk, at = work
+    data, applied = compute(chunk, lane)
+    lane.write(path, at, data)
+    return data, applied
 
 
 def _device(plan: Plan) -> torch.device:
@@ -285,24 +309,18 @@ def _write_companions(plan: Plan, folder: Path) -> tuple[list[dict[str, Any]], d
             }
         )
     copied, left_out = side_files(plan.base)
-    files = {}
+    files = list(copied)
     for name, path in copied.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
-        files[name] = _synced(folder / name)
     edited = {INDEX: plan.index(), CONFIG: merged_config(plan.base, plan.untied, plan.dtype)}
     for name, content in edited.items():
         if content is not None:
             (folder / name).write_bytes(content)
-            files[name] = _synced(folder / name)
-    return vectors, files, left_out
-
-
-def _synced(path: Path) -> str:
-    """sha256 of a file, which is then on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return file_digest(path)
+            files.append(name)
+    for name in files:
+        _sync(folder / name)
+    return vectors, {name: file_digest(folder / name) for name in files}, left_out
 
 
 def _publish(folder: Path, out: Path) -> None:
@@ -310,13 +328,14 @@ def _publish(folder: Path, out: Path) -> None:
     for name in (JOURNAL, LOCK):
         (folder / name).unlink(missing_ok=True)
     for root, _, _ in os.walk(folder):
-        _sync_folder(Path(root))
+        _sync(Path(root))
     folder.rename(out)
-    _sync_folder(out.parent)
+    _sync(out.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
