@@ -129,7 +129,16 @@ class _Run:
         finished = self._finished()
         if finished:
             return finished
-        write_text(self.out / "recipe.yaml", yaml.safe_dump(self.recipe.dump(), sort_keys=False, allow_unicode=True))
+        if not (self.out / "recipe.yaml").exists():
+            self._write_recipe(self.out)
+        outcome = self._stages()
+        self._write_recipe(self.out)  # only now is all that lies there made from it
+        return outcome
+
+    def _write_recipe(self, folder: Path) -> None:
+        write_text(folder / "recipe.yaml", yaml.safe_dump(self.recipe.dump(), sort_keys=False, allow_unicode=True))
+
+    def _stages(self) -> Outcome:
         start = time.monotonic()
         self._timed("pairs", self._pairs)
         vectors: dict[str, Any] = {}
@@ -141,7 +150,13 @@ class _Run:
             return Outcome(self.out, None, None)
         results = self._timed("sweep", lambda: self._sweep(vectors))
         choice = self._choice(results)
-        released = None
+        released, merged = None, self.out / "merged"
+        if (choice is None or choice["k"] is None) and merged.exists():
+            reason = choice["reason"] if choice else "it has no choose"
+            raise StageError(
+                f"{merged}: holds a checkpoint, but this recipe merges none ({reason})\nExpected no checkpoint. Choose "
+                "another --out, or delete this folder"
+            )
         if choice and choice["k"] is not None and self._wants("merge"):
             released = self._timed("merge", lambda: self._merge(vectors["weights"], choice["k"]))
             if self._wants("verify"):
@@ -219,7 +234,7 @@ class _Run:
         from weightsteer.weights.merge import merge
 
         result = merge(self.ref, [(vector, k)], self.out / "merged")
-        write_text(self.out / "merged" / "recipe.yaml", (self.out / "recipe.yaml").read_text(encoding="utf-8"))
+        self._write_recipe(self.out / "merged")
         applied = result.provenance.applied
         return {
             "path": str(self.out / "merged"),

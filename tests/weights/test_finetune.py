@@ -154,8 +154,11 @@ def test_modules_that_are_not_there(tmp_path: Path, modules: Any):
     assert not any("lora" in name for name, _ in lm.network.named_modules())
 
 
-def test_chosen_modules_alone_change(tmp_path: Path):
-    train(tiny_language_model(), tmp_path / "a", target_modules=["q_proj", "v_proj"], epochs=1)
+@pytest.mark.parametrize("modules", [["v_proj", "q_proj"], r".*\.(q|v)_proj"])
+def test_chosen_modules_alone_change(tmp_path: Path, modules: Any):
+    train(tiny_language_model(), tmp_path / "a", target_modules=modules, epochs=1)
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["target_modules"] == (modules if isinstance(modules, str) else ["q_proj", "v_proj"])
     assert {name.split(".")[-2] for name in WeightVector.load(tmp_path / "a").entries} == {"q_proj", "v_proj"}
 
 

@@ -114,7 +114,10 @@ def finetune(
             ) from None
         try:
             history = _train(adapted, lm, pairs, side, settings, learning_rate, seed, out / "trainer")
-            adapted.peft_config["default"].base_model_name_or_path = lm.ref.source
+            saved = adapted.peft_config["default"]
+            saved.base_model_name_or_path = lm.ref.source
+            if not isinstance(saved.target_modules, str):  # a set, which every process would write in another order
+                saved.target_modules = sorted(saved.target_modules)
             adapted.save_pretrained(out, save_embedding_layers=False)  # else peft asks the hub for the base
         finally:
             adapted.unload()
