@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from weightsteer.activations.vector import ActivationVector
     from weightsteer.data.contrast import ContrastDataset, ContrastPair, load_pairs
     from weightsteer.evaluation import EvalResult, evaluate
-    from weightsteer.hub import push
+    from weightsteer.hub.push import push
     from weightsteer.models.language_model import LanguageModel, load_model
     from weightsteer.pipeline import run
     from weightsteer.recipe import Recipe, load_recipe
@@ -34,7 +34,7 @@ _HOMES = {
     "load_pairs": "weightsteer.data.contrast",
     "load_recipe": "weightsteer.recipe",
     "merge": "weightsteer.release",
-    "push": "weightsteer.hub",
+    "push": "weightsteer.hub.push",
     "run": "weightsteer.pipeline",
     "verify": "weightsteer.weights.verify",
 }

@@ -248,7 +248,7 @@ def push(
     quiet: Quiet = False,
 ) -> None:
     """Verify a checkpoint, a vector or an adapter and publish it with its card. Run again, it sends what is missing."""
-    from weightsteer.hub import push
+    from weightsteer.hub.push import push
 
     with progress.display(quiet or json):
         result = push(
@@ -280,7 +280,7 @@ def show(
 def main() -> None:
     """Run the program; expected errors are printed alone, anything else keeps its traceback."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
     except UsageError as error:
         error.show()  # pyright: ignore[reportAttributeAccessIssue]
         sys.exit(BAD_INPUT)
@@ -288,8 +288,10 @@ def main() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # which newer versions of typer return
         print("Interrupted. What is finished is kept: the same command goes on from here.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    sys.exit(code)
 
 
 def _term(text: str, form: str) -> tuple[str, float]:

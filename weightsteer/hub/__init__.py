@@ -1,0 +1,1 @@
+"""A model card; push a checkpoint or an adapter to a hub."""
