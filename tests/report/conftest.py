@@ -89,9 +89,7 @@ def changes(method: str, k: float) -> dict[str, dict[str, dict[str, float]]]:
 def cell(name: str, method: str, k: float) -> dict[str, Any]:
     change = None if k == 0 else changes(method, k)[name]
     levels = {
-        metric: estimate(
-            base + (change[metric]["mean"] if change else 0), 0.08 if name != "agreement" else 0.3
-        )
+        metric: estimate(base + (change[metric]["mean"] if change else 0), 0.08 if name != "agreement" else 0.3)
         for metric, base in BASE[name].items()
     }
     return {

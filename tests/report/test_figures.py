@@ -80,8 +80,7 @@ def test_an_estimate_without_bounds_is_drawn_as_a_point(report: dict[str, Any]) 
     for entry in report["cells"]:
         if entry["method"] == "weights":
             entry["change"] = {
-                name: {"mean": value["mean"], "low": None, "high": None}
-                for name, value in entry["change"].items()
+                name: {"mean": value["mean"], "low": None, "high": None} for name, value in entry["change"].items()
             }
     point = pick_tradeoff(report).curves["weights"][0]
     assert point.behavior.low == point.behavior.mean == point.behavior.high

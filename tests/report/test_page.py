@@ -58,11 +58,7 @@ def render(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[st
     def both(report: dict[str, Any]) -> tuple[str, str]:
         write_report(report, tmp_path)
         html = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
-        markdown = (
-            MarkdownIt("commonmark")
-            .enable("table")
-            .render((tmp_path / "report.md").read_text(encoding="utf-8"))
-        )
+        markdown = MarkdownIt("commonmark").enable("table").render((tmp_path / "report.md").read_text(encoding="utf-8"))
         return html.text, Reader(markdown).text
 
     return both
@@ -76,9 +72,7 @@ def test_the_folder_holds_every_file_and_the_figures_are_png(written: Path) -> N
         assert (written / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_json_holds_the_report_with_null_for_what_is_not_a_number(
-    written: Path, example: dict[str, Any]
-) -> None:
+def test_json_holds_the_report_with_null_for_what_is_not_a_number(written: Path, example: dict[str, Any]) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
@@ -92,9 +86,7 @@ def test_json_holds_the_report_with_null_for_what_is_not_a_number(
     stored = json.loads((written / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert stored == json.loads(json.dumps(nulled(example)))
     assert any(
-        entry["metrics"]["sycophancy"]["mean"] is None
-        for entry in stored["cells"]
-        if entry["eval"] == "sycophancy"
+        entry["metrics"]["sycophancy"]["mean"] is None for entry in stored["cells"] if entry["eval"] == "sycophancy"
     )
 
 
@@ -115,9 +107,7 @@ def test_the_page_needs_nothing_from_outside_and_runs_nothing(written: Path) -> 
         assert not [name for name in attributes if name.startswith("on")]
     assert "url(" not in source
     assert "@import" not in source
-    policy = next(
-        meta for meta in html.attributes("meta") if meta.get("http-equiv") == "Content-Security-Policy"
-    )
+    policy = next(meta for meta in html.attributes("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert len(source) < 1_500_000
 
@@ -176,9 +166,7 @@ def test_bold_is_what_excludes_zero_and_the_chosen_row_is_marked(written: Path) 
     source = (written / "report.html").read_text(encoding="utf-8")
     assert '<b class="change">−0.103 [−0.146, −0.055]</b>' in source
     assert '<span class="change">−0.004 [−0.013, +0.007]</span>' in source
-    chosen_rows = re.findall(
-        r'<tr class="chosen">\s*<th[^>]*>(−?[\d.]+)<span class="tag">chosen</span>', source
-    )
+    chosen_rows = re.findall(r'<tr class="chosen">\s*<th[^>]*>(−?[\d.]+)<span class="tag">chosen</span>', source)
     assert chosen_rows == ["−1"] * 3, "one row in each of the three evals"
     assert source.count('<td class="cell">') == 3
 
@@ -332,9 +320,7 @@ def test_facts_that_are_null_are_left_out(report: dict[str, Any], render: Any) -
 
 def test_a_report_of_another_format_is_refused(report: dict[str, Any], tmp_path: Path) -> None:
     report["format"] = 2
-    with pytest.raises(
-        StageError, match=r"report: the report to be written has format 2\. Expected format 1\."
-    ):
+    with pytest.raises(StageError, match=r"report: the report to be written has format 2\. Expected format 1\."):
         write_report(report, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
@@ -347,7 +333,4 @@ def test_the_load_code_is_python(example: dict[str, Any]) -> None:
 
 def test_importing_the_report_loads_no_drawing_library() -> None:
     code = "import sys, weightsteer.report; print({'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "set()\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

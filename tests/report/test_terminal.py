@@ -32,9 +32,7 @@ def test_unscored_answers_are_counted(report: dict[str, Any]) -> None:
 def test_it_fits_a_terminal_however_many_evals(report: dict[str, Any]) -> None:
     for name in ("second", "third", "fourth with quite a long name that goes on and on"):
         report["evals"][name] = report["evals"]["agreement"]
-        report["cells"] += [
-            {**entry, "eval": name} for entry in report["cells"] if entry["eval"] == "agreement"
-        ]
+        report["cells"] += [{**entry, "eval": name} for entry in report["cells"] if entry["eval"] == "agreement"]
     table = summary_table(report)
     assert max(map(len, table.splitlines())) <= 100
     heads = [line.split()[2:] for line in table.splitlines() if line.startswith("method ")]

@@ -41,9 +41,7 @@ def test_fixed_k_reads_its_effect_from_the_cells(report: dict[str, Any]) -> None
 def test_only_the_base(report: dict[str, Any]) -> None:
     report["cells"] = [entry for entry in report["cells"] if entry["k"] == 0]
     report["choice"] = report["merged"] = None
-    assert (
-        headline(report) == "Only the unsteered model was evaluated (k = 0), so there is no effect to report."
-    )
+    assert headline(report) == "Only the unsteered model was evaluated (k = 0), so there is no effect to report."
     assert status(report) == ("open", "Nothing to compare")
 
 
@@ -80,9 +78,7 @@ def test_a_cost_beyond_the_allowance_is_said(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("verified", ["failed", "could not check"])
-def test_a_checkpoint_that_was_not_verified_comes_before_its_effect(
-    report: dict[str, Any], verified: str
-) -> None:
+def test_a_checkpoint_that_was_not_verified_comes_before_its_effect(report: dict[str, Any], verified: str) -> None:
     report["merged"]["verified"] = verified
     assert status(report) == ("bad", f"Checkpoint not verified: {verified}")
 

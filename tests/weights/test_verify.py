@@ -1,5 +1,6 @@
 """Verification recomputes: whatever is not base + Σ k·w, to one element, is found and named."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from small_checkpoints import HIDDEN, VOCABULARY, head_vector, llama_tensors, ra
 
 from weightsteer.models.safetensors_file import read_header
 from weightsteer.stage import file_digest
-from weightsteer.weights import arithmetic
+from weightsteer.weights import arithmetic, lanes
+from weightsteer.weights import merge as merge_module
 from weightsteer.weights.merge import merge
 from weightsteer.weights.scale import Scale
 from weightsteer.weights.vector import WeightVector
@@ -264,6 +266,23 @@ def test_values_of_the_wrong_kind_in_the_provenance_are_told(merged, change):
     result = verify(merged)
     assert result.outcome == "could not check"
     assert "holds values of the wrong kind" in result.problems[0]
+
+
+def test_a_disk_that_cannot_be_read_is_no_verdict(merged, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error", "shard")
+
+    monkeypatch.setattr(lanes.Lane, "read", broken)
+    result = verify(merged)
+    assert result.outcome == "could not check"
+    assert result.problems == ("shard: cannot be read (Input/output error)",)
+
+
+@pytest.mark.gpu
+def test_what_a_gpu_merged_a_processor_confirms(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(merge_module, "CUDA_WORTHWHILE", 0)
+    merge(base, [(random_vector(llama_tensors()), 0.5)], tmp_path / "gpu")
+    assert verify(tmp_path / "gpu").outcome == "ok"
 
 
 def test_a_processor_that_rounds_the_middle_otherwise_is_no_failure(tmp_path, monkeypatch):

@@ -79,6 +79,8 @@ def verify(path: Path | str, base: Path | str | ModelRef | None = None) -> Verif
         result = Verification("failed" if changed else "could not check", (*changed, str(error)))
     except (CheckpointError, AdapterError) as error:
         result = Verification("failed", (str(error),))
+    except OSError as error:
+        result = Verification("could not check", (f"{error.filename or path}: cannot be read ({error.strerror})",))
     return replace(result, seconds=perf_counter() - begin)
 
 
