@@ -68,7 +68,7 @@ def test_version(call: Call):
         (["nope"], "No such command 'nope'"),
         (["run"], "Missing argument 'RECIPE'"),
         (["run", "x.yaml", "--nope"], "No such option: --nope"),
-        (["eval", "m", "agreement", "--limit", "0"], "Invalid value for '--limit'"),
+        (["eval", "m", "agreement", "--limit", "1"], "Invalid value for '--limit'"),
         (["merge", "m", "v", "--out", "o", "--k", "two"], "Invalid value for '--k'"),
     ],
 )

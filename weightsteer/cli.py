@@ -204,7 +204,7 @@ def evaluate_model(
         Path | None, typer.Option("--vector", metavar="V", help="Vector or adapter to steer with.")
     ] = None,
     k: Strength = 1.0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many items.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=2, help="Use at most so many items.")] = None,
     any_base: AnyBase = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -67,8 +67,8 @@ class EvalSettings(Part):
     name: str
     items: Path | None = None
     """An item file in place of the shipped one."""
-    limit: Annotated[int, pydantic.Field(gt=0)] | None = None
-    """Use at most so many items, drawn with the recipe's seed."""
+    limit: Annotated[int, pydantic.Field(ge=2)] | None = None
+    """Use at most so many items, drawn with the recipe's seed; one has no interval."""
 
 
 class Choose(Part):
