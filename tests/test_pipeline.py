@@ -250,6 +250,7 @@ def test_one_more_strength_runs_only_its_cells(copy: tuple[Recipe, Path], monkey
     monkeypatch.setattr(sweep, "evaluate", lambda *a, **o: (ran.append((o["method"], o["k"])), evaluate(*a, **o))[1])
     run(recipe.model_copy(update={"k": (-1.0, 0.0, 0.5, 1.0)}), out)
     assert ran == [("weights", 0.5)] * 4 + [("activations", 0.5)] * 4
+    assert load_recipe(out / "recipe.yaml").k == (-1, 0, 0.5, 1), "the folder says what it was made from"
 
 
 # Stopping early.
