@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import CHAT_TEMPLATE, byte_tokenizer, tiny_network, write_model
 
-from weightsteer.errors import CheckpointError, ModelError
+from weightsteer.errors import CheckpointError, ModelError, StageError
 from weightsteer.models.language_model import load_model
 from weightsteer.models.reference import ModelRef, cache_folder, resolve
 from weightsteer.recipe import ModelPart
@@ -248,4 +248,11 @@ def test_gguf_without_its_reader_says_what_to_install(gguf_file: Path, monkeypat
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", missing)
     with pytest.raises(ModelError, match=r"the gguf package. Install it with: pip install 'weightsteer\[gguf\]'"):
+        resolve(gguf_file)
+
+
+def test_a_cache_that_cannot_be_written(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WEIGHTSTEER_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StageError, match=r"could not be written \(\[Errno 20\] Not a directory"):
         resolve(gguf_file)

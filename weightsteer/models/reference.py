@@ -14,7 +14,7 @@ from weightsteer import progress
 from weightsteer.errors import ModelError
 from weightsteer.models.fingerprint import fingerprint
 from weightsteer.recipe import ModelPart
-from weightsteer.stage import file_digest, run_stage
+from weightsteer.stage import file_digest, run_stage, writing
 
 PACKAGE = "package:"
 # What a model folder consists of. Pickles are never fetched.
@@ -138,7 +138,8 @@ def _convert(gguf: Path) -> Path:
         raise ModelError(f"model {gguf}: starts with {magic!r}, not b'GGUF'; the file is damaged or no GGUF file")
     digest = file_digest(gguf)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         run_stage(folder, {"gguf": digest, "dtype": "float32"}, lambda out: _dequantise(gguf, out))
     return folder
