@@ -1,5 +1,6 @@
 """W + k·w on a stretch of one tensor, rounded once; merge writes what this computes and verify compares with it."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ CHUNK_BYTES = 2 << 20
 # Elements in arithmetic at once on a processor: three float32 matrices of this size fit the level-2 cache.
 BLOCK_ELEMENTS = 96 << 10
 # Of a change in factors, what rounding left is measured on one block in so many: the factors spread it over all rows.
-SAMPLE = 8
+SAMPLE = 16
 # ‖change‖² beside ‖base‖² from which float32 is too narrow for bfloat16: at a quarter of the weights' own size, the
 # error of a product of rank 64 misrounds one element in 20,000. Judged by so many rows of each chunk.
 LARGE = 1 / 16
@@ -81,31 +82,38 @@ class Delta:
                 ups.append(_matrices(entry.up)[at.expert, rows].to(device, dtype) * weight)
                 downs.append(_matrices(entry.down)[at.expert].to(device, dtype))
             else:
-                dense.append((weight, _matrices(entry)[at.expert, rows]))
+                dense.append((weight, _matrices(entry)[at.expert, rows].to(device)))
         if not ups:
             return cls(None, None, tuple(dense))
         # cat copies even a single factor, so that the product always sees aligned memory and is repeatable.
         return cls(torch.cat(ups, dim=1), torch.cat(downs, dim=0), tuple(dense))
 
-    def exact(self, rows: slice) -> tuple[Float[Tensor, "some columns"], Float[Tensor, "some columns"]]:
-        """The change of `rows` in float64, and the sum of the magnitudes of which it is made."""
+    def exact(self) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
+        """The change in float64, and the sum of the magnitudes of which it is made."""
         change = magnitude = torch.zeros(1, 1, dtype=torch.float64)
         if self.up is not None and self.down is not None:
-            up, down = self.up[rows].double(), self.down.double()
+            up, down = self.up.double(), self.down.double()
             change, magnitude = up @ down, up.abs() @ down.abs()
         for weight, values in self.dense:
-            part = weight * values[rows].double()
+            part = weight * values.double()
             change, magnitude = change + part, magnitude + part.abs()
         return change, magnitude
 
-    def write(self, rows: slice, out: Float[Tensor, "some columns"]) -> None:
-        """Put the change of `rows` into `out`."""
+    def blocks(self, rows: int) -> Iterator["Delta"]:
+        """This change, so many rows at a time."""
+        ups = self.up.split(rows) if self.up is not None else itertools.repeat(None)
+        dense = zip(*([(weight, part) for part in values.split(rows)] for weight, values in self.dense), strict=True)
+        for up, parts in zip(ups, dense if self.dense else itertools.repeat(()), strict=False):
+            yield Delta(up, self.down, parts)
+
+    def write(self, out: Float[Tensor, "rows columns"]) -> None:
+        """Put the change into `out`."""
         if self.up is not None and self.down is not None:
-            torch.mm(self.up[rows].to(out.dtype), self.down.to(out.dtype), out=out)
+            torch.mm(self.up.to(out.dtype), self.down.to(out.dtype), out=out)
         else:
             out.zero_()
         for weight, values in self.dense:
-            out.add_(values[rows].to(out.device), alpha=weight)
+            out.add_(values, alpha=weight)
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ def bounds(chunk: Chunk, lane: Lane) -> tuple[Float[Tensor, " n"], Float[Tensor,
     base = lane.read(chunk.source.file, chunk.start, chunk.stop, "base again").view(source).double()
     base = base.view(-1, chunk.source.columns)
     delta = Delta.of(chunk.terms, chunk.at, torch.float64)
-    change, magnitude = delta.exact(slice(0, len(base)))
+    change, magnitude = delta.exact()
     rank = 0 if delta.down is None else len(delta.down)
     roundings = rank + len(delta.dense) + 4
     error = roundings * torch.finfo(accumulator(chunk.source.dtype, chunk.dtype)).eps * (base.abs() + magnitude)
@@ -197,27 +205,31 @@ def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "
     """out = round(base + change), block by block; `out` may be `base` itself."""
     wide = accumulator(chunk.source.dtype, chunk.dtype)
     change = Delta.of(chunk.terms, chunk.at, wide, lane.device)
-    if wide == torch.float32 and _is_large(change, base, lane.device):
+    weights = base.to(lane.device)
+    result = out if lane.device == CPU else torch.empty_like(weights, dtype=out.dtype)
+    if wide == torch.float32 and _is_large(change, weights):
         wide = torch.float64
-    columns = base.shape[1]
-    step = min(len(base), max(1, BLOCK_ELEMENTS // columns)) if lane.device.type == "cpu" else len(base)
+    rows, columns = weights.shape
+    step = min(rows, max(1, BLOCK_ELEMENTS // columns)) if lane.device == CPU else rows
     scratch = [lane.buffer((n, wide), step * columns, wide, lane.device).view(step, columns) for n in "abc"]
-    sampled = change.up is not None and base.numel() > SAMPLE * BLOCK_ELEMENTS
+    sampled = change.up is not None and weights.numel() > SAMPLE * BLOCK_ELEMENTS
     applied = Applied()
-    for number, row in enumerate(range(0, len(base), step)):
-        weights, target = base[row : row + step], out[row : row + step]
-        a, b, c = (buffer[: len(weights)] for buffer in scratch)
-        a.copy_(weights.to(lane.device))
-        change.write(slice(row, row + len(weights)), b)
+    blocks = zip(weights.split(step), result.split(step), change.blocks(step), strict=True)
+    for number, (block, target, part) in enumerate(blocks):
+        a, b, c = scratch if block.shape == scratch[0].shape else [buffer[: len(block)] for buffer in scratch]
+        a.copy_(block)
+        part.write(b)
         torch.add(a, b, out=c)
-        rounded = target if target.device == c.device else torch.empty_like(c, dtype=target.dtype)
-        rounded.copy_(c)
-        if rounded is not target:
-            target.copy_(rounded)
-        if target.dtype == torch.float16:
-            _check_finite(chunk, rounded)
+        target.copy_(c)
         if not sampled or number % SAMPLE == 0:
-            applied += _measure(a, b, c.copy_(rounded).sub_(a))
+            applied += _measure(a, b, c.copy_(target).sub_(a))
+    if result.dtype == torch.float16 and not torch.isfinite(result).all():
+        raise CheckpointError(
+            f"{chunk.source.file}: {chunk.source.name} is not finite in {chunk.dtype} once k·w is added. Expected "
+            "numbers below 65,520. Choose a smaller k, or dtype float32"
+        )
+    if result is not out:
+        out.copy_(result)
     return applied
 
 
@@ -232,21 +244,14 @@ def _measure(
     return Applied(*sums, kept.numel())
 
 
-def _is_large(change: Delta, base: Float[Tensor, "rows columns"], device: torch.device) -> bool:
+def _is_large(change: Delta, weights: Float[Tensor, "rows columns"]) -> bool:
     """Whether the change is so large beside the weights, in some of the rows, that float32 is too narrow."""
-    every = math.ceil(len(base) / LARGE_ROWS)
-    weights = base[::every].to(device, torch.float32)
-    asked = torch.empty_like(weights)
-    change.write(slice(0, len(base), every), asked)
-    return _dot(asked, asked) > LARGE * _dot(weights, weights)
-
-
-def _check_finite(chunk: Chunk, values: Float[Tensor, "rows columns"]) -> None:
-    if not torch.isfinite(values).all():
-        raise CheckpointError(
-            f"{chunk.source.file}: {chunk.source.name} is not finite in {chunk.dtype} once k·w is added. Expected "
-            "numbers below 65,520. Choose a smaller k, or dtype float32"
-        )
+    every = math.ceil(len(weights) / LARGE_ROWS)
+    some = weights[::every].float()
+    asked = torch.empty_like(some)
+    up = None if change.up is None else change.up[::every]
+    Delta(up, change.down, tuple((weight, values[::every]) for weight, values in change.dense)).write(asked)
+    return _dot(asked, asked) > LARGE * _dot(some, some)
 
 
 def _dot(left: Tensor, right: Tensor) -> float:
