@@ -116,6 +116,15 @@ class Delta:
             out.add_(values, alpha=weight)
 
 
+    def add_to(self, values: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """`values`, to which the change is added in place: one pass where it is a product and nothing else."""
+        if self.up is None or self.down is None or self.dense:
+            change = torch.empty_like(values)
+            self.write(change)
+            return values.add_(change)
+        return values.addmm_(self.up.to(values.dtype), self.down.to(values.dtype))
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Bytes `start` to `stop` of a stored tensor's file, and what becomes of them."""
@@ -212,17 +221,18 @@ def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "
     rows, columns = weights.shape
     step = min(rows, max(1, BLOCK_ELEMENTS // columns)) if lane.device == CPU else rows
     scratch = [lane.buffer((n, wide), step * columns, wide, lane.device).view(step, columns) for n in "abc"]
-    sampled = change.up is not None and weights.numel() > SAMPLE * BLOCK_ELEMENTS
+    every = SAMPLE if change.up is not None and chunk.source.size_bytes > CHUNK_BYTES else 1
     applied = Applied()
     blocks = zip(weights.split(step), result.split(step), change.blocks(step), strict=True)
     for number, (block, target, part) in enumerate(blocks):
         a, b, c = scratch if block.shape == scratch[0].shape else [buffer[: len(block)] for buffer in scratch]
         a.copy_(block)
+        if number % every:
+            target.copy_(part.add_to(a))
+            continue
         part.write(b)
-        torch.add(a, b, out=c)
-        target.copy_(c)
-        if not sampled or number % SAMPLE == 0:
-            applied += _measure(a, b, c.copy_(target).sub_(a))
+        target.copy_(torch.add(a, b, out=c))
+        applied += _measure(a, b, c.copy_(target).sub_(a))
     if result.dtype == torch.float16 and not torch.isfinite(result).all():
         raise CheckpointError(
             f"{chunk.source.file}: {chunk.source.name} is not finite in {chunk.dtype} once k·w is added. Expected "
