@@ -14,6 +14,7 @@ ORDER = (
     ("models",),
     ("data",),
     ("weights", "activations"),
+    ("merging",),
     ("methods", "evals"),
     ("evaluation",),
     ("sweep",),
@@ -27,7 +28,7 @@ PEERS = {("methods", "evals"), ("hub", "report")}
 # They cost seconds, so they are imported inside the functions that need them; torch may stand at the top of some rooms.
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "scipy", "matplotlib", "huggingface_hub",
          "safetensors", "gguf"}  # fmt: skip
-ROOMS_OF_TORCH = {"weights", "activations", "models"}
+ROOMS_OF_TORCH = {"weights", "merging", "activations", "models"}
 
 
 def sources() -> Iterator[tuple[str, str, ast.Module]]:

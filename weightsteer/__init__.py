@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from weightsteer.data.contrast import ContrastDataset, ContrastPair, load_pairs
     from weightsteer.evaluation import EvalResult, evaluate
     from weightsteer.hub.push import push
+    from weightsteer.merging.verify import verify
     from weightsteer.models.language_model import LanguageModel, load_model
     from weightsteer.pipeline import run
     from weightsteer.recipe import Recipe, load_recipe
     from weightsteer.release import merge
     from weightsteer.weights.combine import combine
     from weightsteer.weights.vector import WeightVector
-    from weightsteer.weights.verify import verify
 
 # Public name -> where it lives. Loaded on first use: the command line starts without torch.
 _HOMES = {
@@ -36,7 +36,7 @@ _HOMES = {
     "merge": "weightsteer.release",
     "push": "weightsteer.hub.push",
     "run": "weightsteer.pipeline",
-    "verify": "weightsteer.weights.verify",
+    "verify": "weightsteer.merging.verify",
 }
 __all__ = [
     "ActivationVector",

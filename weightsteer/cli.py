@@ -119,8 +119,8 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Write a standalone checkpoint, rounded once."""
+    from weightsteer.merging.merge import merge
     from weightsteer.models.reference import resolve
-    from weightsteer.weights.merge import merge
     from weightsteer.weights.vector import WeightVector
 
     with progress.display(quiet or json):
@@ -187,8 +187,8 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Recompute what a checkpoint should hold. Exit code 0: ok, 1: failed, 3: could not be checked."""
+    from weightsteer.merging.verify import verify
     from weightsteer.models.reference import resolve
-    from weightsteer.weights.verify import verify
 
     with progress.display(quiet or json):
         result = verify(folder, base=None if base is None else resolve(base).path)
@@ -304,7 +304,7 @@ def _term(text: str, form: str) -> tuple[str, float]:
 
 def _scale(depth: str | None, module: list[str]) -> Any:
     """The scaling that the options ask for; None for none."""
-    from weightsteer.weights.scale import Scale
+    from weightsteer.merging.scale import Scale
 
     if depth is None and not module:
         return None

@@ -231,7 +231,7 @@ class _Run:
         return to_json(choice)
 
     def _merge(self, vector: Any, k: float) -> dict[str, Any]:
-        from weightsteer.weights.merge import merge
+        from weightsteer.merging.merge import merge
 
         result = merge(self.ref, [(vector, k)], self.out / "merged")
         self._write_recipe(self.out / "merged")
@@ -245,9 +245,9 @@ class _Run:
 
     def _verify(self, vector: Any, k: float) -> dict[str, Any]:
         """Recompute the checkpoint, then load it as a user would: its logits, and every eval, as merged."""
+        from weightsteer.merging.verify import verify
         from weightsteer.release import compare_logits
         from weightsteer.sweep import run_cells
-        from weightsteer.weights.verify import verify
 
         merged = self.out / "merged"
         verification = verify(merged, base=self.ref.path)

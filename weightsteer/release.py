@@ -18,9 +18,9 @@ def merge(model: ModelPart | str | Path, vector: Any, k: float, out: str | Path,
     """A model folder `out` that holds round(W + k·w); returns what became of the change in it.
 
     `model` is anything that `load_model` takes, the vector's base or (with any_base=True) a fine-tune of it. The other
-    options are those of `weightsteer.weights.merge.merge`.
+    options are those of `weightsteer.merging.merge.merge`.
     """
-    from weightsteer.weights.merge import merge
+    from weightsteer.merging.merge import merge
 
     return merge(resolve(model), [(vector, k)], out, **options)
 

@@ -67,8 +67,8 @@ def _activation_vector(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
+    from weightsteer.merging.provenance import PROVENANCE, Provenance
     from weightsteer.weights.checkpoint import Checkpoint
-    from weightsteer.weights.provenance import PROVENANCE, Provenance
 
     checkpoint = Checkpoint.open(path)
     tensors = checkpoint.tensors.values()

@@ -14,9 +14,9 @@ def write_run(run: Path, base: Path | None = None) -> Path:
     """`run` with base/, weights/vector, merged/ and recipe.yaml, full of paths as real ones are."""
     import torch
 
+    from weightsteer.merging.merge import merge
     from weightsteer.models.fingerprint import fingerprint
     from weightsteer.weights.lowrank import LowRank
-    from weightsteer.weights.merge import merge
     from weightsteer.weights.vector import WeightVector
 
     base = base or write_model(run / "base")

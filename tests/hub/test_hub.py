@@ -79,7 +79,7 @@ def kept_secret(hub: Hub, home: Path) -> bool:
 
 
 def test_a_checkpoint_arrives_whole_in_one_commit_and_verifies_there(hub: Hub, run: Path, tmp_path: Path) -> None:
-    from weightsteer.weights.verify import verify
+    from weightsteer.merging.verify import verify
 
     pushed = push(run / "merged", "jane/calm")
     files = hub.files("jane/calm")

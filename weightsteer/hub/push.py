@@ -24,8 +24,8 @@ from weightsteer.hub.parcel import (
     scrub,
 )
 from weightsteer.hub.subject import Subject, read_subject
+from weightsteer.merging.provenance import STEERING
 from weightsteer.models.safetensors_file import WEIGHT_SUFFIXES
-from weightsteer.weights.provenance import STEERING
 
 LARGE_BYTES = 10 << 20  # from here on a file is worth a step of its own in the progress shown
 UPLOAD_TOGETHER = 5  # the client sends as many at a time
@@ -118,9 +118,9 @@ def _check_names(repo_id: str, branch: str | None, create_pr: bool) -> None:
 
 def _verify(folder: Path, base: Path | str | None, unverified: bool) -> str:
     """How the folder was checked, in words for the card; a HubError when it must not go out."""
+    from weightsteer.merging.verify import verify
     from weightsteer.models.reference import resolve
     from weightsteer.weights.vector import WeightVector
-    from weightsteer.weights.verify import verify
 
     if kind_of(folder) != "checkpoint":
         vector = WeightVector.load(folder)

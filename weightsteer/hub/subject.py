@@ -11,9 +11,9 @@ import yaml
 
 from weightsteer.errors import HubError
 from weightsteer.hub.parcel import FIGURES, RECIPE, Kind, kind_of, recipe_text, scrub
+from weightsteer.merging.provenance import STEERING, Provenance
 from weightsteer.models.safetensors_file import load_json
 from weightsteer.stage import digest
-from weightsteer.weights.provenance import STEERING, Provenance
 
 HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?")
 # What the card shows of a report, in this order.

@@ -25,15 +25,15 @@ from small_checkpoints import (
 )
 
 from weightsteer.errors import AdapterError, CheckpointError
+from weightsteer.merging import arithmetic, lanes
+from weightsteer.merging import merge as merge_module
+from weightsteer.merging.merge import merge
+from weightsteer.merging.scale import Scale
+from weightsteer.merging.verify import verify
 from weightsteer.models.fingerprint import fingerprint
 from weightsteer.models.reference import ModelRef
-from weightsteer.weights import arithmetic, lanes
-from weightsteer.weights import merge as merge_module
 from weightsteer.weights.lowrank import LowRank
-from weightsteer.weights.merge import merge
-from weightsteer.weights.scale import Scale
 from weightsteer.weights.vector import WeightVector
-from weightsteer.weights.verify import verify
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from weightsteer import progress
 from weightsteer.errors import AdapterError, CheckpointError, ModelError
+from weightsteer.merging.arithmetic import Applied, Chunk, bounds, compute
+from weightsteer.merging.lanes import Lane, in_order, open_lanes
+from weightsteer.merging.merge import open_base
+from weightsteer.merging.plan import Addition, Plan, make_plan
+from weightsteer.merging.provenance import STEERING, Provenance
+from weightsteer.merging.scale import Scale
+from weightsteer.merging.side_files import ADAPTER_CONFIG, expected_config, side_files
 from weightsteer.models.reference import ModelRef, resolve
 from weightsteer.models.safetensors_file import INDEX, WEIGHT_SUFFIXES, TensorInfo
 from weightsteer.recipe import ModelPart
 from weightsteer.stage import file_digest
-from weightsteer.weights.arithmetic import Applied, Chunk, bounds, compute
 from weightsteer.weights.checkpoint import CONFIG, TORCH_DTYPES, Checkpoint
-from weightsteer.weights.lanes import Lane, in_order, open_lanes
-from weightsteer.weights.merge import open_base
-from weightsteer.weights.plan import Addition, Plan, make_plan
-from weightsteer.weights.provenance import STEERING, Provenance
-from weightsteer.weights.scale import Scale
-from weightsteer.weights.side_files import ADAPTER_CONFIG, expected_config, side_files
 from weightsteer.weights.vector import WeightVector
 
 Outcome = Literal["ok", "failed", "could not check"]

@@ -11,9 +11,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from weightsteer.errors import CheckpointError
+from weightsteer.merging.lanes import CPU, Lane
 from weightsteer.models.safetensors_file import DTYPE_BITS, TensorInfo
 from weightsteer.weights.checkpoint import TORCH_DTYPES
-from weightsteer.weights.lanes import CPU, Lane
 from weightsteer.weights.lowrank import Change, LowRank
 from weightsteer.weights.placement import Placement
 
@@ -114,7 +114,6 @@ class Delta:
             out.zero_()
         for weight, values in self.dense:
             out.add_(values, alpha=weight)
-
 
     def add_to(self, values: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
         """`values`, to which the change is added in place: one pass where it is a product and nothing else."""

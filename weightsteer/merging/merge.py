@@ -20,18 +20,18 @@ from torch import Tensor
 
 from weightsteer import progress
 from weightsteer.errors import AdapterError, CheckpointError, report_problems
+from weightsteer.merging.arithmetic import Applied, Chunk, compute
+from weightsteer.merging.journal import JOURNAL, Journal
+from weightsteer.merging.lanes import CPU, Lane, in_order, open_lanes
+from weightsteer.merging.plan import Addition, Plan, make_plan
+from weightsteer.merging.provenance import STEERING, Provenance
+from weightsteer.merging.scale import Scale
+from weightsteer.merging.side_files import merged_config, side_files
 from weightsteer.models.reference import ModelRef
 from weightsteer.models.safetensors_file import INDEX
 from weightsteer.stage import digest, file_digest, locked, versions
-from weightsteer.weights.arithmetic import Applied, Chunk, compute
 from weightsteer.weights.checkpoint import CONFIG, Checkpoint
-from weightsteer.weights.journal import JOURNAL, Journal
-from weightsteer.weights.lanes import CPU, Lane, in_order, open_lanes
 from weightsteer.weights.lowrank import LowRank
-from weightsteer.weights.plan import Addition, Plan, make_plan
-from weightsteer.weights.provenance import STEERING, Provenance
-from weightsteer.weights.scale import Scale
-from weightsteer.weights.side_files import merged_config, side_files
 from weightsteer.weights.vector import WeightVector
 
 # Multiply-adds from which moving the weights over the bus and starting CUDA pays: some ten seconds of two cores.

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from weightsteer.errors import AdapterError, CheckpointError, report_problems
+from weightsteer.merging.arithmetic import Chunk, copies, split
+from weightsteer.merging.scale import Scale
+from weightsteer.merging.side_files import ADAPTER_CONFIG
 from weightsteer.models.safetensors_file import DTYPE_BITS, INDEX, TensorInfo, encode_header, load_json
-from weightsteer.weights.arithmetic import Chunk, copies, split
 from weightsteer.weights.checkpoint import FLOATS, Checkpoint
 from weightsteer.weights.lowrank import Change, LowRank
 from weightsteer.weights.placement import EMBEDDINGS, HEAD, Placement, find, place
-from weightsteer.weights.scale import Scale
-from weightsteer.weights.side_files import ADAPTER_CONFIG
 from weightsteer.weights.vector import WeightVector
 
 # What `dtype` may be, and how safetensors names it.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from weightsteer.errors import CheckpointError
+from weightsteer.merging.provenance import PROVENANCE, STEERING
 from weightsteer.models.safetensors_file import INDEX, WEIGHT_SUFFIXES, check_inside
 from weightsteer.stage import MANIFEST
 from weightsteer.weights.checkpoint import CONFIG, Checkpoint
-from weightsteer.weights.provenance import PROVENANCE, STEERING
 
 ADAPTER_CONFIG = "adapter_config.json"
 CARD, BASE_CARD = "README.md", "BASE_README.md"

@@ -17,18 +17,18 @@ import torch
 from small_checkpoints import llama_tensors, random_vector, write_checkpoint
 
 from weightsteer.errors import StageError
+from weightsteer.merging import merge as merge_module
+from weightsteer.merging.merge import merge
+from weightsteer.merging.verify import verify
 from weightsteer.stage import locked
-from weightsteer.weights import merge as merge_module
-from weightsteer.weights.merge import merge
 from weightsteer.weights.vector import WeightVector
-from weightsteer.weights.verify import verify
 
 KILLS = 20
 # Slowed down, so that a kill falls into every phase; what is written, and in which order, is the same.
 # It forks for each merge, so that none has to wait for imports, and kills its own child.
 CHILD = """
 import os, signal, sys, time
-from weightsteer.weights import merge as module
+from weightsteer.merging import merge as module
 from weightsteer.weights.vector import WeightVector
 
 def slowed(function, seconds):

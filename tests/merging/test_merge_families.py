@@ -10,12 +10,12 @@ import torch
 from small_checkpoints import equal_bytes, read, write_checkpoint
 from torch import Tensor
 
+from weightsteer.merging.merge import merge
+from weightsteer.merging.verify import verify
 from weightsteer.models.safetensors_file import TensorInfo
 from weightsteer.weights.lowrank import LowRank
-from weightsteer.weights.merge import merge
 from weightsteer.weights.placement import EXPERT_PARTS, TRANSPOSED_EXPERTS, place
 from weightsteer.weights.vector import WeightVector
-from weightsteer.weights.verify import verify
 
 SIZES = {
     "hidden_size": 32,

@@ -11,14 +11,14 @@ import pytest
 import torch
 from small_checkpoints import HIDDEN, VOCABULARY, head_vector, llama_tensors, random_vector, read, write_checkpoint
 
+from weightsteer.merging import arithmetic, lanes
+from weightsteer.merging import merge as merge_module
+from weightsteer.merging.merge import merge
+from weightsteer.merging.scale import Scale
+from weightsteer.merging.verify import verify
 from weightsteer.models.safetensors_file import read_header
 from weightsteer.stage import file_digest
-from weightsteer.weights import arithmetic, lanes
-from weightsteer.weights import merge as merge_module
-from weightsteer.weights.merge import merge
-from weightsteer.weights.scale import Scale
 from weightsteer.weights.vector import WeightVector
-from weightsteer.weights.verify import verify
 
 UP = "model.layers.0.mlp.up_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"

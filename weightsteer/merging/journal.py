@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from weightsteer.weights.arithmetic import Applied
+from weightsteer.merging.arithmetic import Applied
 
 JOURNAL = "journal.jsonl"
 

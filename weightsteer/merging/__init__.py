@@ -1,0 +1,1 @@
+"""Checkpoints with a vector in them: planned from headers, written shard by shard, verified."""
