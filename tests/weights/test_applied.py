@@ -209,6 +209,57 @@ def test_factors_can_be_added_to_quantised_layers_and_nothing_else_can(vector, l
         pass
 
 
+def biases(name: str) -> WeightVector:
+    generator = torch.Generator().manual_seed(5)
+    return WeightVector({f"model.layers.{b}.{name}.bias": torch.randn(32, generator=generator) for b in range(2)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bias_that_a_layer_lacks_is_added_to_its_output(dtype, load_network):
+    network = load_network("llama", dtype)
+    vector, lm = biases("mlp.down_proj"), language_model(network)
+    before = logits(network)
+    reference = load_network("llama", torch.float64)
+    for block, bias in enumerate(vector.entries.values()):
+        reference.model.layers[block].mlp.register_forward_hook(lambda _m, _i, out, b=bias: out - 1.5 * b.double())
+    with vector.applied(lm, -1.5):
+        assert network.model.layers[0].mlp.down_proj.bias is None
+        tolerance = 1e-12 if dtype is torch.float64 else 1e-5
+        torch.testing.assert_close(logits(network).double(), logits(reference), atol=tolerance, rtol=tolerance)
+        with vector.applied(lm, 1.5):
+            torch.testing.assert_close(logits(network), before, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(network), before)
+    assert not any(module._forward_hooks for module in network.modules())
+    with vector.applied(lm, 0):
+        assert torch.equal(logits(network), before)
+
+
+def test_in_half_precision_such_a_bias_is_rounded_once_with_the_output(load_network):
+    network = load_network("llama", torch.bfloat16)
+    layer = network.model.layers[0].mlp.down_proj
+    inputs = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    vector = biases("mlp.down_proj")
+    before = layer(inputs)
+    with vector.applied(language_model(network), 0.37):
+        found = layer(inputs)
+    exact = (before.double() + 0.37 * vector.entries["model.layers.0.mlp.down_proj.bias"].double()).bfloat16()
+    assert (found == exact).float().mean() > 0.98  # float32 in between can fall on the other side of a tie
+
+
+def test_a_bias_is_added_to_a_quantised_layer_too(load_network):
+    network = load_network("llama")
+    mlp = network.model.layers[0].mlp
+    mlp.down_proj = Quantised(mlp.down_proj)
+    vector = biases("mlp.down_proj")
+    inputs = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    before = mlp.down_proj(inputs)
+    with vector.applied(language_model(network), 2):
+        torch.testing.assert_close(
+            mlp.down_proj(inputs), before + 2 * vector.entries["model.layers.0.mlp.down_proj.bias"]
+        )
+    assert torch.equal(mlp.down_proj(inputs), before)
+
+
 def test_what_does_not_fit_is_refused_all_at_once(load_network):
     wrong = WeightVector(
         {

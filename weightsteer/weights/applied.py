@@ -32,9 +32,9 @@ def applied(
     """Yield `lm`, whose network computes with W + k·w until the block is left, be it by an exception.
 
     Factors on a linear layer or an embedding are added by a forward hook, output + k·(x·downᵀ)·upᵀ, in the
-    network's dtype. Anything else is computed in float32, rounded once, and stands in the parameter's place;
-    the very same parameter comes back. At k = 0 nothing is touched. Blocks nest, and their changes add up;
-    summing the vectors first rounds once instead of twice.
+    network's dtype; so is the bias of a linear layer that has none, output + k·b. Anything else is computed in
+    float32, rounded once, and stands in the parameter's place; the very same parameter comes back. At k = 0
+    nothing is touched. Blocks nest, and their changes add up; summing the vectors first rounds once instead of twice.
     """
     if not math.isfinite(k):
         raise AdapterError(f"k is {k}. Expected a finite number")
@@ -96,7 +96,8 @@ def _target(name: str, change: Change, network: Any) -> _Target | str:
     parameter = module._parameters.get(leaf)
     if shape is None and parameter is not None:
         shape = tuple(parameter.shape)
-    if shape is None and leaf == "bias" and weight_layout(module)[0] == "linear":
+    absent = parameter is None and leaf == "bias" and weight_layout(module)[0] == "linear"
+    if absent:
         shape = (module.out_features,)  # a layer without a bias has one of zero
     if shape is None or tuple(change.shape) != shape:
         return "the network has no such parameter" if shape is None else f"the network has {list(shape)}"
@@ -108,7 +109,7 @@ def _target(name: str, change: Change, network: Any) -> _Target | str:
         return "is not in memory; load the whole model"
     dtype = near.dtype if near is not None and near.dtype in COMPUTE_DTYPES else network.dtype
     quantised = parameter.dtype not in COMPUTE_DTYPES if parameter is not None else kind is not None
-    hooked = isinstance(change, LowRank) and kind is not None and (quantised or _is_plain(module))
+    hooked = absent or (isinstance(change, LowRank) and kind is not None and (quantised or _is_plain(module)))
     if quantised and not hooked:
         return "is quantised, and only factors of linear layers can be added to it; load it unquantised"
     return _Target(name, change, module, leaf, kind, hooked, dtype, device)
@@ -136,7 +137,9 @@ def _cast(target: _Target, cache: FactorCache) -> tuple[Tensor, Tensor]:
 
 
 def _hook(target: _Target, k: float, cache: FactorCache) -> Callable[[], None]:
-    """Have the module add k·x·Δ to its output; return what ends that."""
+    """Have the module add k·x·Δ, or k·b, to its output; return what ends that."""
+    if not isinstance(target.change, LowRank):
+        return target.module.register_forward_hook(_bias_hook(target.change.to(target.device), k)).remove
     first, second = _cast(target, cache)
     hook = _embedding_hook if target.kind == "embedding" else _linear_hook
     return target.module.register_forward_hook(hook(first, second, k)).remove
@@ -160,6 +163,13 @@ def _embedding_hook(first: Tensor, second: Tensor, k: float) -> Callable[..., No
     return add_change
 
 
+def _bias_hook(bias: Tensor, k: float) -> Callable[..., None]:
+    def add_bias(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        output.add_(bias, alpha=k)
+
+    return add_bias
+
+
 def _add(output: Tensor, left: Tensor, right: Tensor, k: float) -> None:
     """output += k · left @ right, in place: the layer has only just made its output."""
     flat = output.view(-1, right.shape[1])
@@ -173,8 +183,7 @@ def _swap(target: _Target, k: float, cache: FactorCache) -> Callable[[], None]:
     """Put W + k·Δ in the place of the parameter; return what puts the old one back."""
     parameters, leaf = target.module._parameters, target.leaf
     old = parameters[leaf]
-    start = torch.zeros(target.change.shape, dtype=target.dtype, device=target.device) if old is None else old
-    parameters[leaf] = nn.Parameter(_moved(start.detach(), target.change, k), requires_grad=False)
+    parameters[leaf] = nn.Parameter(_moved(old.detach(), target.change, k), requires_grad=False)
     return lambda: parameters.__setitem__(leaf, old)
 
 
