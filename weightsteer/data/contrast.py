@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from weightsteer.errors import DataError, report_problems
 from weightsteer.models import Message
-from weightsteer.recipe import PairsPart, Recipe, load_behavior
+from weightsteer.recipe import Behavior, PairsPart, Recipe, load_behavior
 from weightsteer.stage import digest
 
 PairsSplit = Literal["train", "validation", "held_out"]
@@ -71,17 +71,22 @@ class ContrastDataset:
         return [(pair.prompt, getattr(pair, side)) for pair in self.pairs]
 
 
-def load_pairs(recipe: Recipe) -> ContrastDataset:
-    """The recipe's pairs, split by question with its seed; a DataError names every defect of the texts at once."""
-    source = recipe.pairs.source or load_behavior(recipe).pairs
+def load_pairs(
+    recipe: Recipe, part: PairsPart | None = None, behavior: Behavior | None = None, name: str | None = None
+) -> ContrastDataset:
+    """The recipe's pairs, split by question with its seed; a DataError names every defect of the texts at once.
+
+    `part`, `behavior` and `name` stand for another behavior's than the recipe's own.
+    """
+    part, behavior = part or recipe.pairs, behavior or load_behavior(recipe)
+    name = name or recipe.behavior
+    source = part.source or behavior.pairs
     if source is None:
-        raise DataError(
-            f"behavior {recipe.behavior}: ships no pairs. Name a file of yours as pairs.source in the recipe"
-        )
-    pairs = read_pairs(str(source), recipe.pairs)
+        raise DataError(f"behavior {name}: ships no pairs. Name a file of yours as pairs.source in the recipe")
+    pairs = read_pairs(str(source), part)
     check_pairs(pairs, str(source))
-    name = Path(source).name if Path(source).exists() else str(source)
-    return ContrastDataset(recipe.behavior, split_pairs(pairs, recipe.pairs, recipe.seed), name)
+    said = Path(source).name if Path(source).exists() else str(source)
+    return ContrastDataset(name, split_pairs(pairs, part, recipe.seed), said)
 
 
 def read_pairs(source: str, part: PairsPart | None = None) -> tuple[ContrastPair, ...]:

@@ -1,8 +1,8 @@
 """One file per evaluation: `Settings`, what it measures, its items and their scores.
 
 An eval file has VERSION (raised when scores would change), KIND ("behavior" or "capability"), METRICS (name -> how to
-read it, the first one being what the eval is known by), `Settings`, `read_items(settings, pairs)` and
-`score(lm, items) -> list[ItemScore]`.
+read it, the first one being what the eval is known by), `Settings`, `read_items(settings, given)` and
+`score(lm, items, settings, given) -> list[ItemScore]`; `JUDGED = True` says that it needs `given.judge`.
 """
 
 import json
@@ -18,6 +18,18 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a run gives its evals."""
+
+    pairs: Any = None
+    """The contrast pairs of the run."""
+    behavior: Any = None
+    """The behavior that is steered."""
+    judge: Any = None
+    """Who rates answers that no rule can rate."""
+
+
+@dataclass(frozen=True)
 class ItemScore:
     """What one item gave: a value per metric (None: the item does not count for that metric) and the evidence."""
 
@@ -26,6 +38,8 @@ class ItemScore:
     detail: Mapping[str, Any] = field(default_factory=dict)
     unscored: str | None = None
     """Why the item could not be scored at all; it is then left out of every mean and counted."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> how much the item counts, where not 1: a mean over seeds, in some of which it had no value."""
 
 
 def read_rows(own: Path | None, shipped: str, parse: Callable[[str, Mapping[str, Any]], Item]) -> list[Item]:

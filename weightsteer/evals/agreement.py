@@ -30,7 +30,7 @@ class Item:
     prompts: tuple[tuple[str, str, str], ...]
 
 
-def read_items(settings: Settings, pairs: Any) -> list[Item]:
+def read_items(settings: Settings, given: Any) -> list[Item]:
     """Opinions of our layout (prompt, reverse_prompt, agree, disagree), or model-written evaluations
     (question, answer_matching_behavior, answer_not_matching_behavior), which are keyed one way only."""
     return read_rows(settings.items, "agreement.jsonl", _item)
@@ -48,7 +48,7 @@ def _item(where: str, row: Mapping[str, Any]) -> Item:
     return Item(str(row.get("id", where)), prompts)
 
 
-def score(lm: Any, items: Sequence[Item]) -> list[ItemScore]:
+def score(lm: Any, items: Sequence[Item], settings: Any = None, given: Any = None) -> list[ItemScore]:
     """Log-odds of agreeing; the mean over an opinion and its reverse cancels any liking for Yes."""
     from weightsteer.models.generate import score_options
 

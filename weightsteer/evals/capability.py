@@ -45,7 +45,7 @@ class Text:
     text: str
 
 
-def read_items(settings: Settings, pairs: Any) -> list[Question | Text]:
+def read_items(settings: Settings, given: Any) -> list[Question | Text]:
     """Questions of our layout (question, correct, incorrect), MMLU's (question, choices, answer) or TruthfulQA's
     (question, mc1_targets); then the passages."""
     questions = read_rows(settings.items, "capability.jsonl", _question)
@@ -78,7 +78,7 @@ def _text(where: str, row: Mapping[str, Any]) -> Text:
     return Text(str(row.get("id", where)), *texts(row, "text"))
 
 
-def score(lm: Any, items: Sequence[Question | Text]) -> list[ItemScore]:
+def score(lm: Any, items: Sequence[Question | Text], settings: Any = None, given: Any = None) -> list[ItemScore]:
     """Two-way (or many-way) probability and accuracy for questions, mean token log-likelihood for texts."""
     from weightsteer.models.generate import score_options, score_texts
 

@@ -19,19 +19,20 @@ class Settings(EvalSettings):
     """No settings of its own; `items` may name a pairs file in place of the held-out part."""
 
 
-def read_items(settings: Settings, pairs: Any) -> list[Any]:
+def read_items(settings: Settings, given: Any) -> list[Any]:
     """The held-out pairs of the run, or all pairs of the file that `items` names."""
     from weightsteer.data.contrast import read_pairs
 
     if settings.items is not None:
         return list(read_pairs(str(settings.items)))
+    pairs = given.pairs
     held_out = [] if pairs is None else list(pairs.part("held_out").pairs)
     if not held_out:
         raise DataError("preference: there are no held-out pairs. Raise pairs.held_out, or name a pairs file as items")
     return held_out
 
 
-def score(lm: Any, items: Sequence[Any]) -> list[ItemScore]:
+def score(lm: Any, items: Sequence[Any], settings: Any = None, given: Any = None) -> list[ItemScore]:
     """Per-token log-odds, so that neither side gains by being short."""
     from weightsteer.models.generate import score_options
 

@@ -44,7 +44,7 @@ class Item:
     incorrect: str
 
 
-def read_items(settings: Settings, pairs: Any) -> list[Item]:
+def read_items(settings: Settings, given: Any) -> list[Item]:
     """Questions of our layout (question, correct, incorrect), or rows of SycophancyEval's answer.jsonl, whose own four
     prompts are used."""
     public: dict[str, dict[str, Any]] = {}
@@ -81,7 +81,7 @@ def _complete(public: Mapping[str, Mapping[str, Any]]) -> Iterator[Item]:
         yield Item(question, prompts, base["correct_answer"], base["incorrect_answer"])
 
 
-def score(lm: Any, items: Sequence[Item]) -> list[ItemScore]:
+def score(lm: Any, items: Sequence[Item], settings: Any = None, given: Any = None) -> list[ItemScore]:
     """Right when the right answer is the likelier one; sycophantic when a hint undoes that (paper: 1 - c_b c_c c_d)."""
     from weightsteer.models.generate import score_options
 

@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from weightsteer.errors import DataError
+from weightsteer.methods import Fit
 from weightsteer.recipe import MethodSettings, Recipe
 from weightsteer.stage import run_stage, write_text
+
+ABOUT = "h + k·(mean difference of answer activations), at one block"
 
 
 class Settings(MethodSettings):
@@ -26,27 +29,27 @@ class Settings(MethodSettings):
     """Validation pairs that the sweep uses at most."""
 
 
-def check(recipe: Recipe, pairs: Any) -> None:
+def check(settings: Settings, recipe: Recipe, pairs: Any) -> None:
     """Raise a DataError when a block is to be chosen and there is nothing to choose it on."""
-    if recipe.method("activations").block is None and not pairs.part("validation").pairs:
-        raise DataError("activations: no validation pairs to choose a block on. Raise pairs.validation, or set a block")
+    if settings.block is None and not pairs.part("validation").pairs:
+        raise DataError(
+            f"{settings.label}: no validation pairs to choose a block on. Raise pairs.validation, or set a block"
+        )
 
 
-def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> Any:
-    """The activation vector at its block, below `out`/activations."""
+def fit(settings: Settings, fit: Fit) -> Any:
+    """The activation vector at its block."""
     from weightsteer.activations.vector import ActivationVector
 
-    check(recipe, pairs)
-    settings: Settings = recipe.method("activations")
-    folder = out / "activations"
+    folder, lm = fit.folder(settings), fit.lm
     inputs = {
         "model": lm.ref.fingerprint,
         "dtype": str(lm.network.dtype),
         "system": lm.system,
-        "pairs": pairs.digest,
-        "settings": settings.model_dump(mode="json", exclude={"k"}),
+        "pairs": fit.pairs.digest,
+        "settings": settings.model_dump(mode="json", exclude={"k", "label"}),
     }
-    run_stage(folder, inputs, lambda path: _fit(settings, pairs, lm, path))
+    run_stage(folder, inputs, lambda path: _fit(settings, fit.pairs, lm, path))
     return ActivationVector.load(folder)
 
 

@@ -3,11 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from weightsteer.recipe import MethodSettings, Recipe
+from weightsteer.methods import Fit
+from weightsteer.recipe import MethodSettings
 from weightsteer.stage import digest
+
+ABOUT = "plain fine-tuning on one side: positive for k = 1, negative for k = −1"
+SEEDED = True
 
 
 class Settings(MethodSettings):
@@ -30,18 +33,16 @@ class FinetunedPair:
         return digest([self.positive.digest, self.negative.digest])
 
     @contextlib.contextmanager
-    def applied(self, lm: Any, k: float) -> Iterator[Any]:
+    def applied(self, lm: Any, k: float, any_base: bool = False) -> Iterator[Any]:
         """θ + τ⁺ for k > 0, θ + τ⁻ for k < 0, θ for k = 0."""
         side = self.positive if k > 0 else self.negative
-        with side.applied(lm, float(k != 0)) as tuned:
+        with side.applied(lm, float(k != 0), any_base) as tuned:
             yield tuned
 
 
-def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> FinetunedPair:
-    """Both sides of the weight vector, which is trained first where that has not been done."""
-    from weightsteer.weights.finetune import fit
+def fit(settings: Settings, fit: Fit) -> FinetunedPair:
+    """Both sides of the weight vector."""
     from weightsteer.weights.vector import WeightVector
 
-    fit(recipe, pairs, out / "weights")
-    sides = (WeightVector.load(out / "weights" / side, base=lm.ref.path) for side in ("positive", "negative"))
+    sides = [WeightVector.load(fit.out / "weights" / side, base=fit.lm.ref.path) for side in ("positive", "negative")]
     return FinetunedPair(*sides)

@@ -3,14 +3,16 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from weightsteer.errors import RecipeError
+from weightsteer.methods import Fit
 from weightsteer.recipe import MethodSettings, Recipe, SystemPrompts, load_behavior
 from weightsteer.stage import digest
+
+ABOUT = "a system prompt that asks for the behavior (k = 1) or for its opposite (k = −1)"
 
 
 class Settings(MethodSettings):
@@ -34,23 +36,22 @@ class PromptPair:
         return digest(self.prompts.model_dump())
 
     @contextlib.contextmanager
-    def applied(self, lm: Any, k: float) -> Iterator[Any]:
+    def applied(self, lm: Any, k: float, any_base: bool = False) -> Iterator[Any]:
         """The same network under the positive (k > 0) or negative (k < 0) system prompt; k = 0 leaves its own."""
         yield lm if k == 0 else lm.with_system(self.prompts.positive if k > 0 else self.prompts.negative)
 
 
-def fit(recipe: Recipe, pairs: Any, lm: Any, out: Path) -> PromptPair:
-    """The pair of system prompts that the recipe names; nothing is trained."""
-    return check(recipe, pairs)
+def fit(settings: Settings, fit: Fit) -> PromptPair:
+    """The pair of system prompts; nothing is trained."""
+    return check(settings, fit.recipe, fit.pairs)
 
 
-def check(recipe: Recipe, pairs: Any) -> PromptPair:
+def check(settings: Settings, recipe: Recipe, pairs: Any) -> PromptPair:
     """The same; a RecipeError when the behavior has no such pair of prompts."""
-    number = recipe.method("prompt").number
     prompts = load_behavior(recipe).system_prompts
-    if number > len(prompts):
+    if settings.number > len(prompts):
         raise RecipeError(
-            f"methods prompt.number: {number}, but behavior {recipe.behavior} has {len(prompts)} pairs of system "
-            "prompts. Choose one that exists, add pairs to the behavior file, or leave the method out"
+            f"methods {settings.label}.number: {settings.number}, but behavior {recipe.behavior} has {len(prompts)} "
+            "pairs of system prompts. Choose one that exists, add pairs to the behavior file, or leave the method out"
         )
-    return PromptPair(prompts[number - 1])
+    return PromptPair(prompts[settings.number - 1])

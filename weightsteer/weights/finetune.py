@@ -4,17 +4,19 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from weightsteer import progress
-from weightsteer.data.contrast import SIDES, ContrastDataset, Side, check_tokens, encode_example
+from weightsteer.data.contrast import SIDES, ContrastDataset, check_tokens, encode_example
 from weightsteer.errors import DataError, StageError
+from weightsteer.models import Message
 from weightsteer.models.blocks import decoder_blocks
 from weightsteer.models.language_model import (
     LanguageModel,
@@ -24,27 +26,34 @@ from weightsteer.models.language_model import (
     quiet_transformers,
 )
 from weightsteer.models.reference import ModelRef, resolve
-from weightsteer.recipe import Recipe
+from weightsteer.recipe import ModelPart, Recipe, TrainingPart
 from weightsteer.stage import digest, is_finished, run_stage, versions, write_text
-from weightsteer.weights.settings import LoraSettings
 from weightsteer.weights.vector import WeightVector, diagnostics
+
+# A prompt (a user message or a conversation) and the answer to be trained on.
+Example = tuple[str | Sequence[Message], str]
 
 
 def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector:
-    """The weight vector of a recipe: both sides fine-tuned, positive change minus negative change, exactly.
+    """The weight vector of a recipe's method `weights`; see `fit_contrast`, which writes below `out`."""
+    return fit_contrast(recipe.method("weights"), recipe, pairs, Path(out), recipe.seed)
+
+
+def fit_contrast(
+    settings: TrainingPart, recipe: Recipe, pairs: ContrastDataset, out: Path, seed: int
+) -> WeightVector:
+    """Both sides of `pairs` fine-tuned, positive change minus negative change, exactly.
 
     Writes `positive`, `negative` and `vector` below `out`, each a PEFT adapter folder; what is finished is not redone.
     Source: arXiv 2511.05408, section 3, eq. 1.
     """
-    settings: LoraSettings = recipe.method("weights")
-    settings = settings.model_copy(update={"dtype": training_dtype(settings.dtype)})
-    out, ref = Path(out), resolve(recipe.model)
+    settings, ref = resolved(settings), resolve(recipe.model)
     inputs = {
         "model": ref.fingerprint,
         "system": recipe.model.system,
         "pairs": pairs.digest,
-        "seed": recipe.seed,
-        "settings": settings.model_dump(mode="json", exclude={"k"}),
+        "seed": seed,
+        "settings": training_inputs(settings),
     }
     rates = settings.learning_rates
     folders = [out / f"lr={rate:g}" for rate in rates] if len(rates) > 1 else [out]
@@ -55,17 +64,34 @@ def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector
     ]
     todo = [job for job in jobs if not is_finished(job[0], job[1])]
     if todo:
-        stored = "float32" if settings.dtype == "mixed" else settings.dtype
-        lm = load_model(recipe.model.model_copy(update={"dtype": stored}))
+        lm = load_for_training(recipe.model, settings)
         check_tokens(pairs, lm, settings.max_tokens)
+        parts = {side: [pairs.part(part).side(side) for part in ("train", "validation")] for side in SIDES}
         for folder, job_inputs, side, rate in todo:
-            run_stage(folder, job_inputs, partial(finetune, lm, pairs, side, settings, rate, recipe.seed))
+            train = partial(train_adapter, lm, *parts[side], settings, rate, seed, label=f"training {side}")
+            run_stage(folder, job_inputs, lambda path, train=train: train(out=path))
     best = min(folders, key=lambda folder: sum(best_validation_loss(folder / side) for side in SIDES))
     if best != out:
         for side in SIDES:
             run_stage(out / side, {**inputs, "side": side, "from": best.name}, partial(_copy, best / side))
     run_stage(out / "vector", inputs, partial(_subtract, out, recipe, pairs, ref))
     return WeightVector.load(out / "vector")
+
+
+def resolved(settings: TrainingPart) -> TrainingPart:
+    """The settings with their dtype as it is on this machine."""
+    return settings.model_copy(update={"dtype": training_dtype(settings.dtype)})
+
+
+def training_inputs(settings: TrainingPart) -> dict[str, Any]:
+    """What of the settings determines a training run."""
+    return {name: settings.model_dump(mode="json")[name] for name in TrainingPart.model_fields}
+
+
+def load_for_training(model: ModelPart, settings: TrainingPart) -> LanguageModel:
+    """The model in the dtype in which its weights stay while a LoRA on it is trained."""
+    stored = "float32" if settings.dtype == "mixed" else settings.dtype
+    return load_model(model.model_copy(update={"dtype": stored}))
 
 
 def training_dtype(name: str) -> str:
@@ -79,19 +105,22 @@ def training_dtype(name: str) -> str:
     return "mixed" if compute_dtype("auto") == torch.bfloat16 else "float32"
 
 
-def finetune(
+def train_adapter(
     lm: LanguageModel,
-    pairs: ContrastDataset,
-    side: Side,
-    settings: LoraSettings,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    settings: TrainingPart,
     learning_rate: float,
     seed: int,
     out: Path,
+    *,
+    label: str = "training",
+    snapshots: Sequence[float] = (),
 ) -> None:
-    """Train one side and write it as an adapter folder with training.json; the model itself is left as it was.
+    """Fine-tune on (prompt, answer) rows; write an adapter folder with training.json. The model is left as it was.
 
-    The loss is on the answer and its end of turn only. Both sides share seed, order and initial factors, so that what
-    they do not share is the behavior.
+    The loss is on the answer and its end of turn only. Equal seeds give equal order and initial factors. `snapshots`
+    are shares of the steps at which a copy of the adapter is kept, below `out`/at=SHARE.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -112,22 +141,29 @@ def finetune(
                 f"target_modules {settings.target_modules}: peft finds none of them ({error}). Expected all-linear, or "
                 "last parts of module names such as [q_proj, v_proj]"
             ) from None
+        saved = adapted.peft_config["default"]
+        saved.base_model_name_or_path = lm.ref.source
+        if not isinstance(saved.target_modules, str):  # a set, which every process would write in another order
+            saved.target_modules = sorted(saved.target_modules)
+
+        def save(folder: Path) -> None:
+            adapted.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub for the base
+            (folder / "README.md").unlink(missing_ok=True)  # peft's card is a form that nobody has filled in
+
         try:
-            history = _train(adapted, lm, pairs, side, settings, learning_rate, seed, out / "trainer")
-            saved = adapted.peft_config["default"]
-            saved.base_model_name_or_path = lm.ref.source
-            if not isinstance(saved.target_modules, str):  # a set, which every process would write in another order
-                saved.target_modules = sorted(saved.target_modules)
-            adapted.save_pretrained(out, save_embedding_layers=False)  # else peft asks the hub for the base
+            at = {share: partial(save, out / f"at={share:g}") for share in snapshots}
+            history = train_network(
+                adapted, lm, train, validation, settings, learning_rate, seed, out / "trainer", label=label, at=at
+            )
+            save(out)
         finally:
             adapted.unload()
             lm.network.eval().requires_grad_(False)
             shutil.rmtree(out / "trainer", ignore_errors=True)
-    (out / "README.md").unlink(missing_ok=True)  # peft's card is a form that nobody has filled in
     write_text(out / "training.json", json.dumps(history, indent=1))
 
 
-def _targets(lm: LanguageModel, settings: LoraSettings) -> str | list[str]:
+def _targets(lm: LanguageModel, settings: TrainingPart) -> str | list[str]:
     """Modules that get a LoRA, as peft takes them: those the settings name, within their range of blocks."""
     named = settings.target_modules
     if settings.depth == (0.0, 1.0):
@@ -158,20 +194,27 @@ def best_validation_loss(folder: Path) -> float:
     return min((loss for _, loss in losses), default=math.inf)
 
 
-def _train(
-    adapted: Any,
+def train_network(
+    network: Any,
     lm: LanguageModel,
-    pairs: ContrastDataset,
-    side: Side,
-    settings: LoraSettings,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    settings: TrainingPart,
     learning_rate: float,
     seed: int,
     scratch: Path,
+    *,
+    label: str = "training",
+    at: Mapping[float, Callable[[], None]] = MappingProxyType({}),
 ) -> dict[str, Any]:
+    """Train whatever of `network` requires gradients, keep its best state, and return the history.
+
+    `at` maps shares of the steps to what is to be done there; with it the training neither stops early nor goes back.
+    """
     from transformers import EarlyStoppingCallback, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    train, validation = _examples(lm, pairs.part("train"), side), _examples(lm, pairs.part("validation"), side)
+    train, validation = _encoded(lm, train), _encoded(lm, () if at else validation)
     micro = settings.micro_batch_size or settings.batch_size
     steps = math.ceil(len(train) / settings.batch_size * settings.epochs)
     steps = min(steps, settings.max_steps or steps)
@@ -206,12 +249,12 @@ def _train(
         **measured,
         **(kept if validation else {}),
     )
-    with progress.task(f"training {side}", steps) as advance:
-        callbacks: list[Any] = [_progress_callback(advance)]
+    with progress.task(label, steps) as advance:
+        callbacks: list[Any] = [_progress_callback(advance), *([_snapshot_callback(at)] if at else [])]
         if validation:
             callbacks.append(EarlyStoppingCallback(settings.patience))
         trainer = SFTTrainer(
-            model=adapted,
+            model=network,
             args=arguments,
             train_dataset=_as_dataset(train),
             eval_dataset=_as_dataset(validation) if validation else None,
@@ -224,9 +267,9 @@ def _train(
     return _history(trainer, learning_rate, len(train), settings.batch_size)
 
 
-def _examples(lm: LanguageModel, pairs: ContrastDataset, side: Side) -> list[dict[str, list[int]]]:
+def _encoded(lm: LanguageModel, rows: Sequence[Example]) -> list[dict[str, list[int]]]:
     examples = []
-    for prompt, answer in pairs.side(side):
+    for prompt, answer in rows:
         start, completion = encode_example(lm, prompt, answer)
         mask = [0] * len(start) + [1] * len(completion)
         examples.append({"input_ids": start + completion, "completion_mask": mask})
@@ -258,6 +301,18 @@ def _progress_callback(advance: progress.Advance) -> Any:
                 advance(1, note=f"loss {logs['loss']:.3f}")
 
     return ShowProgress()
+
+
+def _snapshot_callback(at: Mapping[float, Callable[[], None]]) -> Any:
+    from transformers import TrainerCallback
+
+    class KeepSnapshots(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            for share, keep in at.items():
+                if state.global_step == max(1, round(share * state.max_steps)):
+                    keep()
+
+    return KeepSnapshots()
 
 
 def _history(trainer: Any, learning_rate: float, n_train: int, batch_size: int) -> dict[str, Any]:

@@ -1,19 +1,22 @@
-"""How a side is fine-tuned: the settings of the methods that train, readable without torch."""
+"""How a model is fine-tuned: the settings that trained methods and a task share."""
 
 from typing import Annotated, Literal
 
 import pydantic
 
-from weightsteer.recipe import MethodSettings
-
 Rate = Annotated[float, pydantic.Field(gt=0)]
 
 
-class LoraSettings(MethodSettings):
-    """How each side is fine-tuned. Defaults: arXiv 2511.05408, section 3, with the scale and learning rate that small
+class Part(pydantic.BaseModel):
+    """A piece of a recipe: typed, immutable, unknown keys forbidden."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainingPart(Part):
+    """How a LoRA is trained. Defaults: arXiv 2511.05408, section 3, with the scale and learning rate that small
     models need (its task recipe: alpha 64, 2e-4)."""
 
-    name: str = "weights"
     rank: Annotated[int, pydantic.Field(gt=0)] = 32
     alpha: Annotated[float, pydantic.Field(gt=0)] = 64
     """LoRA's alpha; the change is alpha / rank times the product of the factors."""
@@ -45,7 +48,7 @@ class LoraSettings(MethodSettings):
     """Recompute activations in the backward pass: less memory, a third slower."""
 
     @pydantic.model_validator(mode="after")
-    def _batch_is_divided_evenly(self) -> "LoraSettings":
+    def _batch_is_divided_evenly(self) -> "TrainingPart":
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         return self

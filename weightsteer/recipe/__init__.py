@@ -1,0 +1,49 @@
+"""A recipe: everything that determines a run, checked whole before anything is loaded."""
+
+from weightsteer.recipe.behavior import Behavior, SystemPrompts, load_behavior, shipped_recipes
+from weightsteer.recipe.load import finite, load_recipe, parse_recipe
+from weightsteer.recipe.parts import (
+    Choose,
+    ElicitPart,
+    EqualKl,
+    EvalSettings,
+    FigurePart,
+    GcdPart,
+    Interference,
+    JudgePart,
+    MethodSettings,
+    ModelPart,
+    PairsPart,
+    Recipe,
+    Samples,
+    TaskPart,
+)
+from weightsteer.recipe.plugins import find_plugin
+from weightsteer.recipe.training import Part, TrainingPart
+
+__all__ = [
+    "Behavior",
+    "Choose",
+    "ElicitPart",
+    "EqualKl",
+    "EvalSettings",
+    "FigurePart",
+    "GcdPart",
+    "Interference",
+    "JudgePart",
+    "MethodSettings",
+    "ModelPart",
+    "PairsPart",
+    "Part",
+    "Recipe",
+    "Samples",
+    "SystemPrompts",
+    "TaskPart",
+    "TrainingPart",
+    "find_plugin",
+    "finite",
+    "load_behavior",
+    "load_recipe",
+    "parse_recipe",
+    "shipped_recipes",
+]
