@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from weightsteer.stats import Estimate, paired_difference, spearman, weighted_mean
+from weightsteer.stats import Estimate, holm, paired_difference, paired_test, spearman, weighted_mean
 
 
 def test_the_interval_is_that_of_the_textbook():
@@ -97,6 +97,99 @@ def test_a_side_that_nothing_counts_for_has_no_difference():
 def test_a_paired_difference_is_over_the_same_items():
     with pytest.raises(ValueError, match="paired difference of 2 and 3 items; they must be the same items"):
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_a_paired_test_counts_the_flips_that_differ_by_as_much():
+    # Differences 1, 2, 3: of 8 sums of ±1 ±2 ±3, only 6 and -6 are as far from 0 as 6.
+    assert paired_test([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == 2 / 8
+    # Differences 1, 2, -3 sum to 0: every sum is as far.
+    assert paired_test([2.0, 4.0, 0.0], [1.0, 2.0, 3.0]) == 1.0
+    # 1, 2, -1: as far as 2 are the sums ±2, ±4 of ±1 ±2 ±1, which are all but 0 and 0.
+    assert paired_test([2.0, 4.0, 0.0], [1.0, 2.0, 1.0]) == 6 / 8
+
+
+def test_items_alike_on_both_sides_tell_nothing():
+    assert paired_test([1.0] * 30, [1.0] * 30) == 1.0
+    # Five of 300 differ, all the same way: 2 of 32 flips, exactly, as in McNemar's test.
+    assert paired_test([1.0] * 300, [0.0] * 5 + [1.0] * 295) == 2 / 32
+
+
+def test_a_paired_test_agrees_with_scipy():
+    from scipy.stats import binomtest, permutation_test
+
+    rng = np.random.default_rng(7)
+    for n in (6, 11, 60):
+        a = rng.normal(0.25, 1, size=n)
+        b = a + rng.normal(0.3, 1, size=n)
+        theirs = permutation_test(
+            (a, b), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples", vectorized=True, n_resamples=9999
+        )
+        assert paired_test(a.tolist(), b.tolist()) == pytest.approx(theirs.pvalue, abs=1e-9 if n < 13 else 0.02)
+    right, wrong = [1.0] * 21 + [0.0] * 9, [0.0] * 21 + [1.0] * 9
+    assert paired_test(right, wrong) == pytest.approx(binomtest(9, 30).pvalue, abs=0.01)
+
+
+def test_an_item_that_counts_on_one_side_is_swapped_with_its_weight():
+    # Treated: items 0 and 1 count, with 1 and 1. Control: items 1 and 2 count, with 0 and 0.
+    treated, w_treated = [1.0, 1.0, 9.0], [1.0, 1.0, 0.0]
+    control, w_control = [9.0, 0.0, 0.0], [0.0, 1.0, 1.0]
+    # (swapped items) -> treated mean - control mean
+    by_hand = {
+        (): 2 / 2 - 0 / 2, (0,): 1 / 1 - 1 / 3, (1,): 1 / 2 - 1 / 2, (2,): 2 / 3 - 0 / 1,
+        (0, 1): 0 / 1 - 2 / 3, (0, 2): 1 / 2 - 1 / 2, (1, 2): 1 / 3 - 1 / 1, (0, 1, 2): 0 / 2 - 2 / 2,
+    }  # fmt: skip
+    expected = sum(abs(apart) >= 1 for apart in by_hand.values()) / 8
+    assert paired_test(treated, control, (w_treated, w_control)) == expected == 2 / 8
+    # With item 1 turned round the sides are 1/2 and 1/2: nothing apart, everything is as far.
+    assert paired_test([1.0, 0.0, 9.0], [9.0, 1.0, 0.0], (w_treated, w_control)) == 1.0
+
+
+def test_a_swap_that_empties_a_side_takes_no_part():
+    # Two items count on either side, four in all; 16 swaps, of which the two with all four on one side have no mean.
+    treated, w_treated = [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]
+    control, w_control = [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]
+    assert paired_test(treated, control, (w_treated, w_control)) == 2 / 14
+
+
+def test_a_false_alarm_is_as_rare_as_the_p_value_says():
+    rng = np.random.default_rng(8)
+    alarms = sum(paired_test(rng.normal(size=12).tolist(), rng.normal(size=12).tolist()) < 0.05 for _ in range(300))
+    assert 4 <= alarms <= 29, "15 are expected"
+
+
+def test_a_p_value_is_seeded_and_never_zero():
+    a, b = np.random.default_rng(9).normal(size=(2, 40)).tolist()
+    assert paired_test(a, b, seed=3) == paired_test(a, b, seed=3) != paired_test(a, b, seed=4)
+    assert paired_test([1.0] * 40, [0.0] * 40) == 1 / 10_000
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [(([1.0, 0.0], [1.0, 1.0]), "fewer than two scored items"), (([1.0, 1.0], [0.0, 0.0]), "fewer than two")],
+)
+def test_a_side_that_nothing_counts_for_cannot_be_tested(weights: tuple, said: str):
+    with pytest.raises(ValueError, match=said):
+        paired_test([1.0, 2.0], [1.0, 2.0], weights)
+
+
+def test_a_paired_test_is_over_the_same_items():
+    with pytest.raises(ValueError, match="paired test of 2 and 3 items; they must be the same items"):
+        paired_test([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_holm_multiplies_the_smallest_by_their_number():
+    # In order 0.005·4, 0.01·3, 0.03·2, then 0.04·1, which may not fall below 0.06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.4]) == [0.8, 0.8]
+    assert holm([0.9, 0.8, 0.7]) == [1.0, 1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
+def test_what_is_no_probability_is_refused(p: float):
+    with pytest.raises(ValueError, match="expected numbers from 0 to 1"):
+        holm([0.2, p])
 
 
 def test_spearman_is_of_ranks():
