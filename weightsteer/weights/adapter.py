@@ -125,7 +125,8 @@ def _take_factors(adapter: _Adapter, layouts: Mapping[str, Layout]) -> None:
         if parameter is not None and change.shape != tuple(parameter.shape):
             adapter.problems.append(f"{key_a}: changes {list(change.shape)}, the base has {list(parameter.shape)}")
             continue
-        adapter.add(name, _dora(adapter, name, change) if config.get("use_dora") else change)
+        if b.any() or not config.get("lora_bias"):  # bias-only training leaves the factors at zero
+            adapter.add(name, _dora(adapter, name, change) if config.get("use_dora") else change)
         if config.get("lora_bias"):
             bias = _pop(adapter, f"{target}.lora_B.bias", change.n_outputs)
             adapter.add(f"{target}.bias", bias.float() * scale)

@@ -32,6 +32,28 @@ from weightsteer.weights.vector import WeightVector, diagnostics
 
 # A prompt (a user message or a conversation) and the answer to be trained on.
 Example = tuple[str | Sequence[Message], str]
+# (model, settings) -> the network as a peft model, of which only what is to be trained requires gradients.
+Wrap = Callable[[LanguageModel, TrainingPart], Any]
+
+
+def with_lora(lm: LanguageModel, settings: TrainingPart) -> Any:
+    """The network as a peft model with a LoRA on every module that the settings choose."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=_targets(lm, settings),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(lm.network, config)
+    except ValueError as error:
+        raise DataError(
+            f"target_modules {settings.target_modules}: peft finds none of them ({error}). Expected all-linear, or "
+            "last parts of module names such as [q_proj, v_proj]"
+        ) from None
 
 
 def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector:
@@ -40,7 +62,7 @@ def fit(recipe: Recipe, pairs: ContrastDataset, out: str | Path) -> WeightVector
 
 
 def fit_contrast(
-    settings: TrainingPart, recipe: Recipe, pairs: ContrastDataset, out: Path, seed: int
+    settings: TrainingPart, recipe: Recipe, pairs: ContrastDataset, out: Path, seed: int, wrap: Wrap = with_lora
 ) -> WeightVector:
     """Both sides of `pairs` fine-tuned, positive change minus negative change, exactly.
 
@@ -68,7 +90,7 @@ def fit_contrast(
         check_tokens(pairs, lm, settings.max_tokens)
         parts = {side: [pairs.part(part).side(side) for part in ("train", "validation")] for side in SIDES}
         for folder, job_inputs, side, rate in todo:
-            train = partial(train_adapter, lm, *parts[side], settings, rate, seed, label=f"training {side}")
+            train = partial(train_adapter, lm, *parts[side], settings, rate, seed, label=f"training {side}", wrap=wrap)
             run_stage(folder, job_inputs, lambda path, train=train: train(out=path))
     best = min(folders, key=lambda folder: sum(best_validation_loss(folder / side) for side in SIDES))
     if best != out:
@@ -116,31 +138,18 @@ def train_adapter(
     *,
     label: str = "training",
     snapshots: Sequence[float] = (),
+    wrap: Wrap = with_lora,
 ) -> None:
     """Fine-tune on (prompt, answer) rows; write an adapter folder with training.json. The model is left as it was.
 
     The loss is on the answer and its end of turn only. Equal seeds give equal order and initial factors. `snapshots`
     are shares of the steps at which a copy of the adapter is kept, below `out`/at=SHARE.
     """
-    from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=0.0,
-        target_modules=_targets(lm, settings),
-        task_type="CAUSAL_LM",
-    )
     set_seed(seed)
     with quiet_transformers(), quiet_datasets():
-        try:
-            adapted = get_peft_model(lm.network, config)
-        except ValueError as error:
-            raise DataError(
-                f"target_modules {settings.target_modules}: peft finds none of them ({error}). Expected all-linear, or "
-                "last parts of module names such as [q_proj, v_proj]"
-            ) from None
+        adapted = wrap(lm, settings)
         saved = adapted.peft_config["default"]
         saved.base_model_name_or_path = lm.ref.source
         if not isinstance(saved.target_modules, str):  # a set, which every process would write in another order

@@ -1,0 +1,33 @@
+"""Contrastive weight steering with nothing trained but a bias at each MLP's output (arXiv 2511.05408, section 3)."""
+
+from typing import Any, Literal
+
+from weightsteer.methods import Fit, weights
+from weightsteer.methods.weights import check, own_pairs
+from weightsteer.recipe.training import Rate
+
+__all__ = ["ABOUT", "SEEDED", "Settings", "check", "fit"]
+
+ABOUT = "θ + k(β⁺ − β⁻), a trained vector at the output of each block's MLP and nothing else"
+SEEDED = True
+
+
+class Settings(weights.Settings):
+    """How the two sides are fine-tuned; what `weights` says of a LoRA is fixed here."""
+
+    name: str = "bias-only"
+    learning_rate: Rate | tuple[Rate, ...] = 1e-3
+    """Several: each is tried on both sides, and the lowest validation loss decides. The paper: 1e-4 to 1e-3."""
+    rank: Literal[1] = 1
+    alpha: Literal[1] = 1
+    target_modules: Literal["mlp-outputs"] = "mlp-outputs"
+
+
+def fit(settings: Settings, fit: Fit) -> Any:
+    """The weight vector, of biases alone."""
+    from weightsteer.weights.bias import quiet_peft, with_biases
+    from weightsteer.weights.finetune import fit_contrast
+
+    pairs = own_pairs(settings, fit.recipe, fit.pairs)
+    with quiet_peft():
+        return fit_contrast(settings, fit.recipe, pairs, fit.folder(settings), fit.seed, with_biases)
