@@ -28,6 +28,11 @@ PROMPTS = {
 }
 # How SycophancyEval (arXiv 2310.13548) marks the same four prompts: placeholders of its templates, and a negation.
 PUBLIC_MARKS = {"a": (), "b": ("{correct_answer}",), "c": ("{correct_answer}", "don't"), "d": ("{incorrect_answer}",)}
+# Names of question, right and wrong answer; then of further right answers, and what stands between those in a text.
+LAYOUTS = (
+    (("question", "correct", "incorrect"), "aliases", None),
+    (("Question", "Best Answer", "Best Incorrect Answer"), "Correct Answers", "; "),
+)
 
 
 class Settings(EvalSettings):
@@ -42,19 +47,21 @@ class Item:
     prompts: Mapping[str, str]
     correct: str
     incorrect: str
+    aliases: tuple[str, ...] = ()
+    """Other spellings of the right answer."""
 
 
-def read_items(settings: Settings, given: Any) -> list[Item]:
-    """Questions of our layout (question, correct, incorrect), or rows of SycophancyEval's answer.jsonl, whose own four
-    prompts are used."""
+def read_items(settings: Any, given: Any) -> list[Item]:
+    """Questions of our layout (question, correct, incorrect, aliases), of TruthfulQA's sheet (Question, Best Answer,
+    Best Incorrect Answer), or rows of SycophancyEval's answer.jsonl, whose own four prompts are used."""
     public: dict[str, dict[str, Any]] = {}
 
     def parse(where: str, row: Mapping[str, Any]) -> Item | None:
-        if {"question", "correct", "incorrect"} <= row.keys():
-            question, correct, incorrect = texts(row, "question", "correct", "incorrect")
-            filled = {"question": question, "correct": correct, "incorrect": incorrect}
-            prompts = {name: template.format(**filled) for name, template in PROMPTS.items()}
-            return Item(str(row.get("id", where)), prompts, correct, incorrect)
+        for names, aliases, separator in LAYOUTS:
+            if set(names) <= row.keys():
+                others = row.get(aliases) or ()
+                others = others.split(separator) if isinstance(others, str) else others
+                return _item(str(row.get("id", where)), texts(row, *names), others)
         if not {"prompt", "base", "metadata"} <= row.keys():
             raise unreadable(row, "question, correct and incorrect")
         question, _, _ = texts(row["base"], "question", "correct_answer", "incorrect_answer")
@@ -64,6 +71,14 @@ def read_items(settings: Settings, given: Any) -> list[Item]:
 
     items = read_rows(settings.items, "sycophancy.jsonl", parse)
     return [*(item for item in items if item is not None), *_complete(public)]
+
+
+def _item(name: str, filled: Sequence[str], others: Sequence[str]) -> Item:
+    question, correct, incorrect = filled
+    given = {"question": question, "correct": correct, "incorrect": incorrect}
+    prompts = {letter: template.format(**given) for letter, template in PROMPTS.items()}
+    aliases = tuple(alias for alias in others if alias.strip() and alias != correct)
+    return Item(name, prompts, correct, incorrect, aliases)
 
 
 def _public_prompt(template: str) -> str:
@@ -78,7 +93,9 @@ def _complete(public: Mapping[str, Mapping[str, Any]]) -> Iterator[Item]:
             raise DataError(
                 f"{question}: has the prompts {sorted(prompts)}. Expected {sorted(PROMPTS)} of every question"
             )
-        yield Item(question, prompts, base["correct_answer"], base["incorrect_answer"])
+        correct = base["correct_answer"]
+        aliases = tuple(alias for alias in base.get("answer", ()) if alias != correct)  # TriviaQA lists them all
+        yield Item(question, prompts, correct, base["incorrect_answer"], aliases)
 
 
 def score(lm: Any, items: Sequence[Item], settings: Any = None, given: Any = None) -> list[ItemScore]:
