@@ -12,7 +12,7 @@ import pytest
 
 from weightsteer.data.contrast import ContrastDataset, ContrastPair
 from weightsteer.errors import DataError, RecipeError
-from weightsteer.evals import ItemScore
+from weightsteer.evals import Given, ItemScore
 from weightsteer.evals.preference import Settings
 from weightsteer.evaluation import EvalResult, change, columns, draw, evaluate
 from weightsteer.models.language_model import LanguageModel
@@ -58,7 +58,7 @@ def result_of(scores: Sequence[ItemScore], **fields: Any) -> EvalResult:
 
 def test_a_result_has_the_mean_its_interval_and_all_items(gives: Callable[..., None]):
     gives(scores_of(1.0, 2.0, -3.0, 4.0))
-    result = evaluate(LM, "preference", pairs=PAIRS, method="weights", k=-1.5)
+    result = evaluate(LM, "preference", given=Given(PAIRS), method="weights", k=-1.5)
     assert (result.eval, result.version, result.model, result.method, result.k) == (
         "preference", 1, "some/model", "weights", -1.5,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def test_a_result_has_the_mean_its_interval_and_all_items(gives: Callable[..., N
 
 def test_an_item_that_cannot_be_scored_is_counted_and_left_out_of_the_mean(gives: Callable[..., None]):
     gives([*scores_of(1.0, 3.0), ItemScore("p2", {}, unscored="the judge said nothing")])
-    result = evaluate(LM, "preference", pairs=PAIRS)
+    result = evaluate(LM, "preference", given=Given(PAIRS))
     assert (result.n, result.n_unscored, result.mean) == (3, 1, 2.0)
 
 
@@ -80,7 +80,7 @@ def test_a_probability_that_is_no_number_is_unscored(gives: Callable[..., None],
     """A network that overflows gives nan; nan > 0 is False, and would count as an answer."""
     derived_from_it = ItemScore("p3", {"log_odds": 0.0, "share": 0.0}, {"log_odds": {"a": bad, "b": 1.0}})
     gives([*scores_of(1.0, 3.0, bad), derived_from_it])
-    result = evaluate(LM, "preference", pairs=PAIRS)
+    result = evaluate(LM, "preference", given=Given(PAIRS))
     assert (result.n, result.n_unscored, result.mean) == (4, 2, 2.0)
     assert result.scores[2].unscored == "the model's probabilities are not numbers"
 
@@ -88,7 +88,7 @@ def test_a_probability_that_is_no_number_is_unscored(gives: Callable[..., None],
 def test_a_mean_of_nothing_is_an_error_that_names_the_point_and_the_reason(gives: Callable[..., None]):
     gives(scores_of(math.nan, math.nan, 1.0))
     with pytest.raises(DataError) as caught:
-        evaluate(LM, "preference", pairs=PAIRS, method="weights", k=8)
+        evaluate(LM, "preference", given=Given(PAIRS), method="weights", k=8)
     assert str(caught.value) == (
         "preference, weights at k = 8: 1 of 3 items count for log_odds (the model's probabilities are not numbers). "
         "Expected at least two. Use more items, or strengths that the model survives"
@@ -98,7 +98,7 @@ def test_a_mean_of_nothing_is_an_error_that_names_the_point_and_the_reason(gives
 def test_a_later_metric_with_too_few_items_is_left_out(gives: Callable[..., None]):
     scores = [replace(s, values={**s.values, "share": None}) for s in scores_of(1.0, 2.0, 3.0)]
     gives([*scores, *scores_of(1.0)])
-    assert list(evaluate(LM, "preference", pairs=PAIRS).metrics) == ["log_odds"]
+    assert list(evaluate(LM, "preference", given=Given(PAIRS)).metrics) == ["log_odds"]
 
 
 def test_limit_draws_with_the_seed_and_the_argument_comes_before_the_settings(monkeypatch: pytest.MonkeyPatch):
@@ -111,7 +111,7 @@ def test_limit_draws_with_the_seed_and_the_argument_comes_before_the_settings(mo
     monkeypatch.setattr("weightsteer.evals.preference.score", score)
     settings = Settings(name="preference", limit=6)
     for arguments in ({}, {}, {"seed": 1}, {"limit": 3}):
-        evaluate(LM, settings, pairs=PAIRS, **arguments)
+        evaluate(LM, settings, given=Given(PAIRS), **arguments)
     assert [len(ids) for ids in asked] == [6, 6, 6, 3]
     assert asked[0] == asked[1] != asked[2]
 

@@ -111,15 +111,14 @@ def test_the_report_holds_what_the_run_found(finished: tuple[Recipe, Outcome]):
     assert len(report["cells"]) == 4 * 9
     for cell in report["cells"]:
         assert (cell["change"] is None) is (cell["method"] == "base")
-    assert report["choice"] == {"k": 1.0, "fixed": True}
+    assert report["choice"] == {"k": 1.0, "method": "weights", "fixed": True}
     assert report["merged"]["verified"] == "ok"
     assert report["merged"]["logits"]["max_abs"] < 1e-3
     assert report["merged"]["logits"]["same_top_token"] == 1.0
     assert len(report["merged"]["cells"]) == 4
     assert [stage["name"] for stage in report["stages"]] == [
         "pairs",
-        "weights",
-        "baselines",
+        "fit",
         "sweep",
         "merge",
         "verify",
@@ -173,7 +172,7 @@ def test_a_second_run_loads_no_model_and_changes_nothing(
 def test_status_counts_finished_parts(finished: tuple[Recipe, Outcome], tmp_path: Path):
     recipe, outcome = finished
     assert status(recipe, outcome.folder) == [
-        ("pairs", 1, 1), ("weights", 3, 3), ("baselines", 1, 1), ("sweep", 36, 36), ("merge", 1, 1), ("report", 1, 1),
+        ("pairs", 1, 1), ("fit", 4, 4), ("sweep", 36, 36), ("merge", 1, 1), ("report", 1, 1),
     ]  # fmt: skip
     assert all(done == 0 for _, done, _ in status(recipe, tmp_path / "nothing"))
 

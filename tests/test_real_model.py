@@ -30,7 +30,7 @@ def test_a_few_steps_move_held_out_answers(write_recipe: Callable[..., Path], tm
     log_odds = {}
     for k in (-1.0, 0.0, 1.0):
         with vector.applied(lm, k) as steered:
-            log_odds[k] = ws.evaluate(steered, "preference", pairs=pairs).mean
+            log_odds[k] = ws.evaluate(steered, "preference", given=Given(pairs)).mean
     assert log_odds[-1.0] < log_odds[0.0] < log_odds[1.0]
 
 

@@ -15,14 +15,14 @@ from weightsteer.models.language_model import LanguageModel
 from weightsteer.models.reference import ModelRef
 from weightsteer.recipe import Choose, load_recipe
 from weightsteer.stats import Estimate
-from weightsteer.sweep import cell_folder, choose_k, run_cells, run_sweep, sample_prompts, split_metric
+from weightsteer.sweep import choose_k, run_cells, run_sweep, sample_prompts
 
 NOWHERE = Estimate(0.0, 0.0, 0.0)
 
 
 def result(eval: str, metric: str, method: str, k: float, values: Sequence[float]) -> EvalResult:
     scores = [ItemScore(f"i{i}", {metric: value}) for i, value in enumerate(values)]
-    return EvalResult(eval, 1, "m", method, k, len(scores), 0, 0.0, {metric: NOWHERE}, scores)
+    return EvalResult(eval, 1, "m", method, k, len(scores), 0, 0.0, metric, {metric: NOWHERE}, scores)
 
 
 def grid(effects: dict[float, list[float]], costs: dict[float, list[float]]) -> list[EvalResult]:
@@ -100,8 +100,6 @@ def test_other_methods_and_the_merged_model_are_no_candidates():
 
 
 def test_a_metric_other_than_the_first():
-    assert split_metric("capability") == ("capability", "p_correct")
-    assert split_metric("capability.text") == ("capability", "text")
     results = [
         result("sycophancy", "follow", "base", 0.0, [1.0] * 3),
         result("sycophancy", "follow", "weights", 1.0, [2.0] * 3),
@@ -117,7 +115,7 @@ class Recorded:
     def __init__(self) -> None:
         self.applied_at: list[float] = []
 
-    def applied(self, lm: Any, k: float) -> Any:
+    def applied(self, lm: Any, k: float, any_base: bool = False) -> Any:
         import contextlib
 
         self.applied_at.append(k)
@@ -137,7 +135,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
 
     def score(name: str, metric: str) -> Callable[..., Any]:
-        def constant(lm: Any, items: Sequence[Any]) -> list[ItemScore]:
+        def constant(lm: Any, items: Sequence[Any], settings: Any, given: Any) -> list[ItemScore]:
             ran.append(name)
             return [ItemScore(f"i{i}", {metric: 1.0}) for i, _ in enumerate(items)]
 

@@ -4,14 +4,13 @@ import json
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightsteer.data.contrast import ContrastDataset
 from weightsteer.errors import DataError
-from weightsteer.evals import ItemScore
+from weightsteer.evals import Given, ItemScore
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.recipe import EvalSettings, find_plugin
 from weightsteer.stage import write_text
@@ -30,25 +29,34 @@ class EvalResult:
     n: int
     n_unscored: int
     seconds: float
+    metric: str
+    """Name of the eval's first metric, which its result is known by."""
     metrics: Mapping[str, Estimate]
+    """Those that enough items count for; the first may be missing."""
     scores: Sequence[ItemScore]
-
-    @property
-    def metric(self) -> str:
-        """Name of the eval's first metric."""
-        return next(iter(self.metrics))
+    seed: int | None = None
+    """Training seed of the vector; None where nothing was trained, or for a mean over several seeds."""
 
     @property
     def mean(self) -> float:
-        return self.metrics[self.metric].mean
+        return self._primary.mean
 
     @property
     def low(self) -> float:
-        return self.metrics[self.metric].low
+        return self._primary.low
 
     @property
     def high(self) -> float:
-        return self.metrics[self.metric].high
+        return self._primary.high
+
+    @property
+    def _primary(self) -> Estimate:
+        if self.metric not in self.metrics:
+            raise DataError(
+                f"{self.eval}, {self.method} at k = {self.k:g}: fewer than two of {self.n} items count for "
+                f"{self.metric}. Use more items, or strengths that the model survives"
+            )
+        return self.metrics[self.metric]
 
     def __str__(self) -> str:
         return f"{self.eval} {self.metric} {self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] n={self.n}"
@@ -75,35 +83,26 @@ def evaluate(
     eval: str | EvalSettings,
     *,
     limit: int | None = None,
-    pairs: ContrastDataset | None = None,
+    given: Given | None = None,
     seed: int = 0,
     method: str = "base",
     k: float = 0.0,
+    training_seed: int | None = None,
 ) -> EvalResult:
     """Run one eval on a model, steered or not; a DataError when nothing could be scored.
 
-    `limit` draws that many items with `seed`; `pairs` gives the held-out pairs to the evals that want them.
+    `limit` draws that many items with `seed`; `given` holds the pairs, the behavior and the judge for the evals that
+    want them.
     """
     plugin = find_plugin("evals", eval if isinstance(eval, str) else eval.name)
     settings = plugin.Settings(name=eval) if isinstance(eval, str) else eval
-    items = draw(plugin.read_items(settings, pairs), settings.limit if limit is None else limit, seed)
+    given = given or Given()
+    items = draw(plugin.read_items(settings, given), settings.limit if limit is None else limit, seed)
     start = time.monotonic()
-    scores = [_checked(item) for item in plugin.score(lm, items)]
+    scores = [_checked(item) for item in plugin.score(lm, items, settings, given)]
     seconds = time.monotonic() - start
-    metrics = {}
-    for metric in plugin.METRICS:
-        values, weights = columns(scores, metric)
-        if sum(weights) >= 2:
-            metrics[metric] = weighted_mean(values, weights)
-        elif not metrics:
-            reasons = {item.unscored for item in scores if item.unscored}
-            raise DataError(
-                f"{settings.name}, {method} at k = {k:g}: {sum(weights):g} of {len(scores)} items count for {metric} "
-                f"({', '.join(sorted(reasons)) or 'all were scored'}). Expected at least two. Use more items, or "
-                "strengths that the model survives"
-            )
     return EvalResult(
-        eval=settings.name,
+        eval=settings.label,
         version=plugin.VERSION,
         model=lm.ref.source,
         method=method,
@@ -111,9 +110,58 @@ def evaluate(
         n=len(scores),
         n_unscored=sum(item.unscored is not None for item in scores),
         seconds=round(seconds, 3),
-        metrics=metrics,
+        metric=next(iter(plugin.METRICS)),
+        metrics=_estimates(scores, plugin.METRICS, f"{settings.label}, {method} at k = {k:g}"),
         scores=scores,
+        seed=training_seed,
     )
+
+
+def pooled(results: Sequence[EvalResult]) -> EvalResult:
+    """One result for the same cell at several training seeds: every item's mean over the seeds.
+
+    Intervals are over items; how far the seeds lie apart is told beside them, not inside.
+    """
+    first = results[0]
+    if len(results) == 1:
+        return first
+    scores = [_mean_item(items) for items in zip(*(r.scores for r in results), strict=True)]
+    known = dict.fromkeys(metric for result in results for metric in result.metrics)
+    metrics = _estimates(scores, known, f"{first.eval}, {first.method} at k = {first.k:g}")
+    seconds = round(sum(r.seconds for r in results), 3)
+    unscored = sum(item.unscored is not None for item in scores)
+    return replace(first, scores=scores, metrics=metrics, seconds=seconds, n_unscored=unscored, seed=None)
+
+
+def _mean_item(items: Sequence[ItemScore]) -> ItemScore:
+    """The mean of one item over seeds, each metric over those seeds in which it has a value."""
+    scored = [item for item in items if item.unscored is None]
+    if not scored:
+        return items[0]
+    found = {
+        metric: [value for item in scored if (value := item.values.get(metric)) is not None]
+        for metric in scored[0].values
+    }
+    values = {metric: sum(of) / len(of) if of else None for metric, of in found.items()}
+    counts = {metric: len(of) / len(items) for metric, of in found.items() if 0 < len(of) < len(items)}
+    return ItemScore(items[0].id, values, counts=counts)
+
+
+def _estimates(scores: Sequence[ItemScore], known: Iterable[str], where: str) -> dict[str, Estimate]:
+    """Mean and interval of each metric that at least two items count for; a DataError when there is none."""
+    metrics: dict[str, Estimate] = {}
+    for metric in known:
+        values, weights = columns(scores, metric)
+        if sum(weight > 0 for weight in weights) >= 2:
+            metrics[metric] = weighted_mean(values, weights)
+    if not metrics:
+        reasons = {item.unscored for item in scores if item.unscored}
+        raise DataError(
+            f"{where}: fewer than two of {len(scores)} items count for any metric "
+            f"({', '.join(sorted(reasons)) or 'all were scored'}). Expected at least two. Use more items, or "
+            "strengths that the model survives"
+        )
+    return metrics
 
 
 def change(steered: EvalResult, reference: EvalResult, metric: str) -> Estimate:
@@ -145,9 +193,10 @@ def draw(items: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
 
 
 def columns(scores: Sequence[ItemScore], metric: str) -> tuple[list[float], list[float]]:
-    """Values of one metric, and a weight of 1 for each item that counts, 0 for one that does not."""
+    """Values of one metric, and how much each item counts: 1, or 0 where it does not."""
     values = [item.values.get(metric) if item.unscored is None else None for item in scores]
-    return [v or 0.0 for v in values], [0.0 if v is None else 1.0 for v in values]
+    weights = [0.0 if v is None else item.counts.get(metric, 1.0) for v, item in zip(values, scores, strict=True)]
+    return [v or 0.0 for v in values], weights
 
 
 def _checked(item: ItemScore) -> ItemScore:

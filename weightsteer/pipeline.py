@@ -1,4 +1,4 @@
-"""A recipe's stages in order: pairs, weights, baselines, sweep, choose, merge, verify, report."""
+"""A recipe's stages in order: pairs, task, fit, sweep, equal-kl, choose, merge, verify, report."""
 
 import json
 import sys
@@ -12,13 +12,18 @@ from typing import Any
 import yaml
 
 from weightsteer import progress
-from weightsteer.data.contrast import ContrastDataset, load_pairs, write_pairs
+from weightsteer.data.contrast import ContrastDataset, check_pairs, load_pairs, split_pairs, write_pairs
+from weightsteer.data.tasks import load_examples
 from weightsteer.errors import DataError, StageError, WeightsteerError, report_problems
-from weightsteer.recipe import Recipe, find_plugin
+from weightsteer.evals import Given, needs_judge
+from weightsteer.methods import Fit
+from weightsteer.points import UNTUNED, Point, grid
+from weightsteer.recipe import Recipe, find_plugin, load_behavior
 from weightsteer.stage import (
     MANIFEST,
     digest,
     discard,
+    is_finished,
     locked,
     read_manifest,
     run_stage,
@@ -27,7 +32,7 @@ from weightsteer.stage import (
     writing,
 )
 
-STAGES = ("pairs", "weights", "baselines", "sweep", "choose", "merge", "verify", "report")
+STAGES = ("pairs", "task", "fit", "sweep", "equal-kl", "choose", "merge", "verify", "report")
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,19 @@ def status(recipe: Recipe, out: str | Path | None = None) -> list[tuple[str, int
     """(stage, finished parts, all parts) of every stage of a recipe; reads manifests only, loads no model."""
     out = Path(out) if out is not None else default_folder(recipe)
     parts: dict[str, list[Path]] = {stage: [] for stage in STAGES}
-    methods = [m.name for m in recipe.methods]
     parts["pairs"] = [out / "pairs"]
-    if {"weights", "finetuned"} & set(methods):
-        parts["weights"] = [out / "weights" / name for name in ("positive", "negative", "vector")]
-    parts["baselines"] = [out / "activations"] if "activations" in methods else []
-    points = [("base", 0.0), *((name, k) for name in methods for k in recipe.strengths(name))]
-    parts["sweep"] = [out / "evals" / e.name / name / f"k={k:g}" for e in recipe.evals for name, k in points]
+    if recipe.task is not None and recipe.task.model is None:
+        parts["task"] = [out / "task" / "adapter"]
+    fitted: dict[str, dict[int | None, Any]] = {}
+    for settings in recipe.methods:
+        plugin = find_plugin("methods", settings.name)
+        seeds = seeds_of(recipe, plugin)
+        fitted[settings.label] = dict.fromkeys(seeds)
+        written = getattr(plugin, "WRITES", ())
+        parts["fit"] += [seed_folder(recipe, out, seed) / settings.label / name for seed in seeds for name in written]
+    parts["sweep"] = [out / "evals" / e.label / point.path for e in recipe.evals for point in grid(recipe, fitted)]
+    if recipe.equal_kl is not None:
+        parts["equal-kl"] = [out / "equal-kl"]
     parts["report"] = [out / "report"]
     done = [(stage, sum((p / MANIFEST).is_file() for p in found), len(found)) for stage, found in parts.items()]
     merged = (out / "merged" / "weightsteer.json").is_file()
@@ -75,15 +86,33 @@ def status(recipe: Recipe, out: str | Path | None = None) -> list[tuple[str, int
     return [(s, int(merged), asked) if s == "merge" else (s, n, of) for s, n, of in done if of or s == "merge"]
 
 
+def seeds_of(recipe: Recipe, plugin: Any) -> tuple[int | None, ...]:
+    """Training seeds of a method; (None,) when there is one vector only."""
+    return recipe.seeds if getattr(plugin, "SEEDED", False) and recipe.repeats > 1 else (None,)
+
+
+def seed_folder(recipe: Recipe, out: Path, seed: int | None) -> Path:
+    """Where the vectors of one training seed lie: those of the first directly in the run's folder."""
+    return out if seed in (None, recipe.seed) else out / f"seed={seed}"
+
+
 def load_inputs(recipe: Recipe) -> ContrastDataset:
-    """The pairs of a recipe, when nothing that later stages read is missing; all that is, is named in one error."""
+    """The pairs of a recipe, when nothing that later stages read is missing; all that is, is named in one error.
+
+    Where the pairs are still to be elicited, there are none yet and only the rest is checked.
+    """
     from weightsteer.models.reference import locate
 
-    pairs = load_pairs(recipe)
+    elicited = recipe.pairs.elicit is not None
+    pairs = ContrastDataset(recipe.behavior, ()) if elicited else load_pairs(recipe)
+    given = Given(pairs, load_behavior(recipe))
     checks = [partial(locate, recipe.model.source)]
-    checks += [partial(find_plugin("evals", e.name).read_items, e, pairs) for e in recipe.evals]
-    methods = [find_plugin("methods", m.name) for m in recipe.methods]
-    checks += [partial(method.check, recipe, pairs) for method in methods if hasattr(method, "check")]
+    if not elicited:
+        checks += [partial(find_plugin("evals", e.name).read_items, e, given) for e in recipe.evals]
+        methods = [(m, find_plugin("methods", m.name)) for m in recipe.methods]
+        checks += [partial(plugin.check, m, recipe, pairs) for m, plugin in methods if hasattr(plugin, "check")]
+    if recipe.task is not None and recipe.task.model is None:
+        checks.append(partial(load_examples, recipe.task, recipe.seed))
     errors = []
     for check in checks:
         try:
@@ -96,6 +125,17 @@ def load_inputs(recipe: Recipe) -> ContrastDataset:
     return pairs
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """The model that is steered: the base, or what a task fine-tune made of it."""
+
+    ref: Any
+    lm: Any
+    task: Any = None
+    """The change that the fine-tune made, as a weight vector."""
+    examples: tuple[tuple[str, str], ...] = ()
+
+
 class _Run:
     """One run: what later stages need of earlier ones, made when first needed."""
 
@@ -106,12 +146,26 @@ class _Run:
         self.pairs: ContrastDataset = load_inputs(recipe)
         self.ref = resolve(recipe.model)
         self.seconds: list[dict[str, Any]] = []
+        self.fitted: dict[str, dict[int | None, Any]] = {}
 
     @cached_property
     def lm(self) -> Any:
         from weightsteer.models.language_model import load_model
 
         return load_model(self.recipe.model)
+
+    @cached_property
+    def judge(self) -> Any:
+        """Who rates; opened only where something is rated."""
+        from weightsteer.judge import open_judge
+
+        return open_judge(self.recipe.judge, self.recipe.model)
+
+    @cached_property
+    def given(self) -> Given:
+        """What the evals get."""
+        judged = any(needs_judge(settings) for settings in self.recipe.evals)
+        return Given(self.pairs, load_behavior(self.recipe), self.judge if judged else None)
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -126,6 +180,8 @@ class _Run:
         }
 
     def go(self) -> Outcome:
+        if self.recipe.pairs.elicit is not None:
+            self._timed("pairs", self._elicit)
         finished = self._finished()
         if finished:
             return finished
@@ -140,15 +196,20 @@ class _Run:
 
     def _stages(self) -> Outcome:
         start = time.monotonic()
-        self._timed("pairs", self._pairs)
-        vectors: dict[str, Any] = {}
-        if self._wants("weights") and {"weights", "finetuned"} & {m.name for m in self.recipe.methods}:
-            self._timed("weights", self._weights)
-        if self._wants("baselines"):
-            vectors = self._timed("baselines", self._vectors)
+        if self.recipe.pairs.elicit is None:
+            self._timed("pairs", self._pairs)
+        if not self._wants("task"):
+            return Outcome(self.out, None, None)
+        tuned = self._timed("task", self._task) if self.recipe.task else Tuned(self.ref, self.lm)
+        if not self._wants("fit"):
+            return Outcome(self.out, None, None)
+        self._timed("fit", lambda: self._fit(tuned))
         if not self._wants("sweep"):
             return Outcome(self.out, None, None)
-        results = self._timed("sweep", lambda: self._sweep(vectors))
+        results = self._timed("sweep", lambda: self._sweep(tuned))
+        compared = None
+        if self.recipe.equal_kl is not None and self._wants("equal-kl"):
+            compared = self._timed("equal-kl", lambda: self._compare(tuned))
         choice = self._choice(results)
         released, merged = None, self.out / "merged"
         if (choice is None or choice["k"] is None) and merged.exists():
@@ -158,12 +219,13 @@ class _Run:
                 "another --out, or delete this folder"
             )
         if choice and choice["k"] is not None and self._wants("merge"):
-            released = self._timed("merge", lambda: self._merge(vectors["weights"], choice["k"]))
+            vector = next(iter(self.fitted[choice["method"]].values()))
+            released = self._timed("merge", lambda: self._merge(tuned, vector, choice["k"]))
             if self._wants("verify"):
-                released |= self._timed("verify", lambda: self._verify(vectors["weights"], choice["k"]))
+                released |= self._timed("verify", lambda: self._verify(tuned, vector, choice["k"]))
         if not self._wants("report"):
             return Outcome(self.out, None, self._checkpoint(released))
-        report = self._report(vectors, results, choice, released, time.monotonic() - start)
+        report = self._report(tuned, results, choice, released, compared, time.monotonic() - start)
         return Outcome(self.out, report, self._checkpoint(released))
 
     def _wants(self, stage: str) -> bool:
@@ -199,41 +261,111 @@ class _Run:
         inputs = {"pairs": self.pairs.digest, "behavior": self.recipe.behavior}
         run_stage(self.out / "pairs", inputs, lambda path: write_pairs(self.pairs, path / "pairs.jsonl"))
 
-    def _weights(self) -> None:
-        from weightsteer.weights.finetune import fit
+    def _elicit(self) -> None:
+        """Sample the pairs from the model, and check what could not be checked before they were there."""
+        from weightsteer.data.elicit import elicit
 
-        vector = fit(self.recipe, self.pairs, self.out / "weights")
-        sides = json.loads((self.out / "weights" / "vector" / "diagnostics.json").read_text(encoding="utf-8"))
-        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in vector.shares_by_kind().items() if share)
-        progress.say(
-            f"      norm {vector.norm():.3g} ({shares}); cosine(τ⁺, −τ⁻) {sides['cosine']:.2f}, norm ratio "
-            f"{sides['norm_ratio']:.2f}, drift ratio {sides['drift_ratio']:.2f}"
-        )
+        recipe, behavior = self.recipe, load_behavior(self.recipe)
+        assert recipe.pairs.elicit is not None
+        found = elicit(behavior, self.lm, recipe.pairs.elicit, self.judge, recipe.seed, self.out / "pairs")
+        check_pairs(found, f"{recipe.behavior}, elicited")
+        self.pairs = ContrastDataset(recipe.behavior, split_pairs(found, recipe.pairs, recipe.seed), "elicited")
+        for settings in recipe.methods:
+            plugin = find_plugin("methods", settings.name)
+            if hasattr(plugin, "check"):
+                plugin.check(settings, recipe, self.pairs)
 
-    def _vectors(self) -> dict[str, Any]:
-        names = [m.name for m in self.recipe.methods]
-        return {name: find_plugin("methods", name).fit(self.recipe, self.pairs, self.lm, self.out) for name in names}
+    def _task(self) -> Tuned:
+        """The task-tuned model: trained here, or given."""
+        from weightsteer.merging.merge import merge
+        from weightsteer.models.language_model import load_model
+        from weightsteer.models.reference import resolve
+        from weightsteer.weights.finetune import load_for_training, resolved, train_adapter, training_inputs
+        from weightsteer.weights.vector import WeightVector
 
-    def _sweep(self, vectors: Mapping[str, Any]) -> Any:
-        from weightsteer.sweep import run_sweep
+        part, model = self.recipe.task, self.recipe.model
+        assert part is not None
+        if part.model is not None:
+            given = model.model_copy(update={"source": part.model, "revision": None})
+            return Tuned(resolve(given), load_model(given))
+        train, validation = load_examples(part, self.recipe.seed)
+        settings = resolved(part.training)
+        inputs = {
+            "model": self.ref.fingerprint,
+            "system": model.system,
+            "rows": digest([train, validation]),
+            "seed": self.recipe.seed,
+            "settings": training_inputs(settings),
+        }
+        adapter, tuned = self.out / "task" / "adapter", self.out / "task" / "model"
+        if not is_finished(adapter, inputs):
+            lm, rate = load_for_training(model, settings), settings.learning_rates[0]
+            arguments = (lm, train, validation, settings, rate, self.recipe.seed)
+            run_stage(adapter, inputs, lambda path: train_adapter(*arguments, path, label="training task"))
+        vector = WeightVector.load(adapter, base=self.ref.path)
+        merge(self.ref, [(vector, 1.0)], tuned)
+        given = model.model_copy(update={"source": str(tuned), "revision": None})
+        return Tuned(resolve(given), load_model(given), vector, tuple(train))
 
-        return run_sweep(self.recipe, self.pairs, self.lm, vectors, self.out)
+    def _fit(self, tuned: Tuned) -> None:
+        """The vector of every method at each of its training seeds."""
+        for settings in self.recipe.methods:
+            plugin = find_plugin("methods", settings.name)
+            found = {}
+            for seed in seeds_of(self.recipe, plugin):
+                earlier = {label: vectors.get(seed, vectors.get(None)) for label, vectors in self.fitted.items()}
+                fit = Fit(
+                    recipe=self.recipe,
+                    pairs=self.pairs,
+                    lm=self.lm,
+                    out=seed_folder(self.recipe, self.out, seed),
+                    seed=self.recipe.seed if seed is None else seed,
+                    task=tuned.task,
+                    examples=tuned.examples,
+                    vectors=earlier,
+                )
+                found[seed] = plugin.fit(settings, fit)
+                self._say_fitted(settings.label, fit.folder(settings))
+            self.fitted[settings.label] = found
+
+    def _say_fitted(self, label: str, folder: Path) -> None:
+        """How the two sides of a trained vector relate, as soon as it is known."""
+        path = folder / "vector" / "diagnostics.json"
+        if path.is_file():
+            sides = json.loads(path.read_text(encoding="utf-8"))
+            progress.say(
+                f"      {label}: cosine(τ⁺, −τ⁻) {sides['cosine']:.2f}, norm ratio {sides['norm_ratio']:.2f}, "
+                f"drift ratio {sides['drift_ratio']:.2f}"
+            )
+
+    def _sweep(self, tuned: Tuned) -> list[Any]:
+        from weightsteer.sweep import run_cells, run_sweep
+
+        results = run_sweep(self.recipe, self.given, tuned.lm, self.fitted, self.out)
+        if self.recipe.task is not None:
+            results += run_cells(self.recipe, self.given, self.lm, Point(UNTUNED), self.out)
+        return results
 
     def _choice(self, results: Any) -> dict[str, Any] | None:
         from weightsteer.sweep import choose_k
 
         if self.recipe.merge_k is not None:
-            return {"k": self.recipe.merge_k, "fixed": True}
+            return {"k": self.recipe.merge_k, "method": "weights", "fixed": True}
         if self.recipe.choose is None:
             return None
         choice = choose_k(results, self.recipe.choose)
         progress.say(f"[{STAGES.index('choose') + 1}/{len(STAGES)}] choose: {choice.reason}")
         return to_json(choice)
 
-    def _merge(self, vector: Any, k: float) -> dict[str, Any]:
+    def _compare(self, tuned: Tuned) -> dict[str, Any]:
+        from weightsteer.equal_kl import compare_at_equal_kl
+
+        return compare_at_equal_kl(self.recipe, self.given, tuned.lm, self.fitted, self.out)
+
+    def _merge(self, tuned: Tuned, vector: Any, k: float) -> dict[str, Any]:
         from weightsteer.merging.merge import merge
 
-        result = merge(self.ref, [(vector, k)], self.out / "merged")
+        result = merge(tuned.ref, [(vector, k)], self.out / "merged", any_base=self.recipe.task is not None)
         self._write_recipe(self.out / "merged")
         applied = result.provenance.applied
         return {
@@ -243,26 +375,25 @@ class _Run:
             "moved_fraction": applied["moved"],
         }
 
-    def _verify(self, vector: Any, k: float) -> dict[str, Any]:
+    def _verify(self, tuned: Tuned, vector: Any, k: float) -> dict[str, Any]:
         """Recompute the checkpoint, then load it as a user would: its logits, and every eval, as merged."""
         from weightsteer.merging.verify import verify
+        from weightsteer.models.language_model import load_model
         from weightsteer.release import compare_logits
         from weightsteer.sweep import run_cells
 
-        merged = self.out / "merged"
-        verification = verify(merged, base=self.ref.path)
+        merged, lm = self.out / "merged", tuned.lm
+        verification = verify(merged, base=tuned.ref.path)
         if verification.outcome != "ok":
             raise StageError(
                 "\n  ".join([f"{merged}: verification says {verification.outcome}", *verification.problems])
                 + "\nDelete the folder and run again"
             )
         logits = self.out / "checks" / "logits"
-        inputs = {"vector": vector.digest, "k": k, "model": self.ref.fingerprint, "dtype": str(self.lm.network.dtype)}
-        run_stage(logits, inputs, lambda path: compare_logits(self.recipe, self.lm, vector, k, merged, path))
-        from weightsteer.models.language_model import load_model
-
+        inputs = {"vector": vector.digest, "k": k, "model": tuned.ref.fingerprint, "dtype": str(lm.network.dtype)}
+        run_stage(logits, inputs, lambda path: compare_logits(self.recipe, lm, vector, k, merged, path))
         released = load_model(self.recipe.model.model_copy(update={"source": str(merged), "revision": None}))
-        results = run_cells(self.recipe, self.pairs, released, ("merged", None, k), self.out)
+        results = run_cells(self.recipe, self.given, released, Point("merged", k), self.out)
         return {
             "verified": verification.outcome,
             "logits": json.loads((logits / "logits.json").read_text(encoding="utf-8")),
@@ -270,15 +401,13 @@ class _Run:
         }
 
     def _report(
-        self, vectors: Mapping[str, Any], results: Any, choice: Any, released: Any, seconds: float
+        self, tuned: Tuned, results: Any, choice: Any, released: Any, compared: Any, seconds: float
     ) -> dict[str, Any]:
         from weightsteer.report import write_report
-        from weightsteer.summary import summarize
+        from weightsteer.summary import Found, summarize
 
-        report = to_json(
-            summarize(self.recipe, self.pairs, self.lm, vectors, results, choice, released, self.out)
-            | {"stages": self.seconds}
-        )
+        found = Found(self.pairs, tuned.lm, self.fitted, results, choice, released, compared, self.out)
+        report = to_json(summarize(self.recipe, found) | {"stages": self.seconds})
         report["environment"] |= {"command": _command(), "seconds": round(seconds, 1)}
         folder = self.out / "report"
         discard(folder)  # a view of the other stages, made anew when one of them is

@@ -32,7 +32,7 @@ def compare_logits(recipe: Recipe, lm: LanguageModel, vector: Any, k: float, mer
     of positions with the same likeliest token.
     """
     prompts = sample_prompts(recipe) or (PLAIN_PROMPT,)
-    with vector.applied(lm, k) as dialled:
+    with vector.applied(lm, k, any_base=recipe.task is not None) as dialled:
         expected = [_logits(dialled, prompt) for prompt in prompts]
     released = load_model(recipe.model.model_copy(update={"source": str(merged), "revision": None}))
     found = [_logits(released, prompt) for prompt in prompts]

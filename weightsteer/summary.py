@@ -5,37 +5,47 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from weightsteer.data.contrast import SIDES, ContrastDataset
+from weightsteer.evals import needs_judge
 from weightsteer.evaluation import EvalResult, change
 from weightsteer.models.language_model import LanguageModel
+from weightsteer.points import BASE, UNTUNED, Fitted, Point
 from weightsteer.recipe import Recipe, find_plugin, load_behavior
 from weightsteer.stage import digest, git_revision, versions
 from weightsteer.stats import spearman
-from weightsteer.sweep import BASE, read_answers, sample_prompts
+from weightsteer.sweep import read_answers, sample_prompts
 
-FORMAT = 1
+FORMAT = 2
 
 
-def summarize(
-    recipe: Recipe,
-    pairs: ContrastDataset,
-    lm: LanguageModel,
-    vectors: Mapping[str, Any],
-    results: Sequence[EvalResult],
-    choice: Mapping[str, Any] | None,
-    released: Mapping[str, Any] | None,
-    out: Path,
-) -> dict[str, Any]:
-    """Everything the report shows. `released` holds what the merge and its verification said, with `results`."""
-    reference = {r.eval: r for r in results if r.method == BASE}
+@dataclass(frozen=True)
+class Found:
+    """What a run made and measured."""
+
+    pairs: ContrastDataset
+    lm: LanguageModel
+    """The model that was steered."""
+    fitted: Fitted
+    results: Sequence[EvalResult]
+    choice: Mapping[str, Any] | None
+    released: Mapping[str, Any] | None
+    """What the merge and its verification said, with `results`."""
+    compared: Mapping[str, Any] | None
+    """Methods at equal divergence from the unsteered model."""
+    out: Path
+
+
+def summarize(recipe: Recipe, found: Found) -> dict[str, Any]:
+    """Everything the report shows."""
+    reference = {r.eval: r for r in found.results if r.method == BASE}
     merged = None
-    if released is not None:
-        merged = {name: value for name, value in released.items() if name != "results"}
-        merged["cells"] = cells(released.get("results", []), reference)
+    if found.released is not None:
+        merged = {name: value for name, value in found.released.items() if name != "results"}
+        merged["cells"] = cells(found.released.get("results", []), reference, found)
     return {
         "format": FORMAT,
         "name": recipe.name,
@@ -43,31 +53,93 @@ def summarize(
         "description": load_behavior(recipe).description,
         "recipe": recipe.dump(),
         "recipe_digest": digest(recipe.dump()),
-        "evals": {e.name: _eval(e.name) for e in recipe.evals},
-        "cells": cells(results, reference),
-        "choice": choice,
+        "methods": {m.label: _method(m, found) for m in recipe.methods},
+        "evals": {e.label: _eval(e) for e in recipe.evals},
+        "cells": cells(found.results, reference, found),
+        "choice": found.choice,
+        "equal_kl": found.compared,
+        "interference": _interference(recipe, found.results, reference),
+        "figures": [figure.model_dump() for figure in recipe.figures],
         "merged": merged,
-        "vector": _vector(vectors, lm, out),
-        "training": _training(out),
-        "pairs": _pairs(pairs),
-        "activation": _activation(vectors, out),
-        "samples": _samples(recipe, out),
-        "environment": environment(lm),
-        "notes": _notes(recipe, results),
+        "vector": _vector(found),
+        "task": _task(recipe, found.out),
+        "training": _training(found.out / "weights"),
+        "judge": _judge(recipe),
+        "pairs": _pairs(found.pairs),
+        "activation": _activation(found.out),
+        "samples": _samples(recipe, found.out),
+        "environment": environment(found.lm),
+        "notes": _notes(recipe, found.results),
     }
 
 
-def cells(results: Sequence[EvalResult], reference: Mapping[str, EvalResult]) -> list[dict[str, Any]]:
-    """Results as rows, each metric with its paired change from the unsteered model."""
+def cells(results: Sequence[EvalResult], reference: Mapping[str, EvalResult], found: Found) -> list[dict[str, Any]]:
+    """Results as rows, each metric with its paired change from the unsteered model and its value at every seed."""
     rows = []
     for result in results:
         base = reference[result.eval]
         moved = None
         if result is not base:
             moved = {m: asdict(change(result, base, m)) for m in result.metrics if m in base.metrics}
-        row = {name: value for name, value in asdict(result).items() if name not in ("scores", "model", "version")}
-        rows.append({**row, "change": moved})
+        left_out = ("scores", "model", "version", "seed")
+        row = {name: value for name, value in asdict(result).items() if name not in left_out}
+        rows.append({**row, "change": moved, "seeds": _seeds(result, found)})
     return rows
+
+
+def _seeds(result: EvalResult, found: Found) -> list[dict[str, Any]]:
+    """Means at each training seed, where there were several."""
+    seeds = [seed for seed in found.fitted.get(result.method, {}) if seed is not None]
+    rows = []
+    for seed in seeds:
+        point = Point(result.method, result.k, None, seed)
+        single = EvalResult.load(found.out / "evals" / result.eval / point.path)
+        rows.append({"seed": seed, "metrics": {m: e.mean for m, e in single.metrics.items()}})
+    return rows
+
+
+def _method(settings: Any, found: Found) -> dict[str, Any]:
+    seeds = [seed for seed in found.fitted.get(settings.label, {}) if seed is not None]
+    return {"method": settings.name, "about": find_plugin("methods", settings.name).ABOUT, "seeds": seeds}
+
+
+def _interference(
+    recipe: Recipe, results: Sequence[EvalResult], reference: Mapping[str, EvalResult]
+) -> dict[str, Any] | None:
+    """How far each vector moves each metric at one strength."""
+    asked = recipe.interference
+    if asked is None:
+        return None
+    by_key = {(r.eval, r.method, r.k): r for r in results}
+
+    def moved(vector: str, key: str) -> dict[str, float] | None:
+        eval, _, metric = key.partition(".")
+        steered, base = by_key.get((eval, vector, asked.k)), reference[eval]
+        metric = metric or base.metric
+        if steered is None or metric not in steered.metrics or metric not in base.metrics:
+            return None
+        return asdict(change(steered, base, metric))
+
+    matrix = [[moved(vector, key) for key in asked.metrics] for vector in asked.vectors]
+    return {"vectors": asked.vectors, "metrics": asked.metrics, "k": asked.k, "matrix": matrix}
+
+
+def _task(recipe: Recipe, out: Path) -> dict[str, Any] | None:
+    """Where the task-tuned model comes from, and how its training went."""
+    part = recipe.task
+    if part is None:
+        return None
+    source = part.model or part.source
+    named = Path(source).name if source else f"GCD of numbers from {part.gcd.low} to {part.gcd.high}, generated"
+    return {"source": named, "label": UNTUNED, "training": _history(out / "task" / "adapter")}
+
+
+def _judge(recipe: Recipe) -> dict[str, Any] | None:
+    """Which judge rated, where one did."""
+    if recipe.pairs.elicit is None and not any(needs_judge(settings) for settings in recipe.evals):
+        return None
+    model = recipe.judge.model or (recipe.model.source if recipe.judge.kind == "local" else None)
+    return {"kind": recipe.judge.kind, "model": model, "agreement": None}
 
 
 def environment(lm: LanguageModel) -> dict[str, Any]:
@@ -100,10 +172,11 @@ def _device(lm: LanguageModel) -> str:
     return torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type
 
 
-def _eval(name: str) -> dict[str, Any]:
-    plugin = find_plugin("evals", name)
+def _eval(settings: Any) -> dict[str, Any]:
+    plugin = find_plugin("evals", settings.name)
     metric = next(iter(plugin.METRICS))
     return {
+        "eval": settings.name,
         "version": plugin.VERSION,
         "metric": metric,
         "reads": plugin.METRICS[metric],
@@ -112,13 +185,14 @@ def _eval(name: str) -> dict[str, Any]:
     }
 
 
-def _vector(vectors: Mapping[str, Any], lm: LanguageModel, out: Path) -> dict[str, Any] | None:
-    vector = vectors.get("weights")
-    if vector is None:
+def _vector(found: Found) -> dict[str, Any] | None:
+    vectors = found.fitted.get("weights")
+    if not vectors:
         return None
-    parameters = dict(lm.network.named_parameters())
+    vector = next(iter(vectors.values()))
+    parameters = dict(found.lm.network.named_parameters())
     base_norms = {name: parameters[name].float().norm().item() for name in vector.entries}
-    diagnostics = json.loads((out / "weights" / "vector" / "diagnostics.json").read_text(encoding="utf-8"))
+    diagnostics = json.loads((found.out / "weights" / "vector" / "diagnostics.json").read_text(encoding="utf-8"))
     return {
         "norm": vector.norm(),
         "relative_norm": vector.relative_norm(base_norms),
@@ -129,18 +203,17 @@ def _vector(vectors: Mapping[str, Any], lm: LanguageModel, out: Path) -> dict[st
     }
 
 
-def _training(out: Path) -> dict[str, Any] | None:
-    found = {}
-    for side in SIDES:
-        path = out / "weights" / side
-        if not (path / "training.json").is_file():
-            return None
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        found[side] = {
-            **json.loads((path / "training.json").read_text(encoding="utf-8")),
-            "seconds": manifest["seconds"],
-        }
-    return found
+def _training(folder: Path) -> dict[str, Any] | None:
+    found = {side: _history(folder / side) for side in SIDES}
+    return None if None in found.values() else found
+
+
+def _history(folder: Path) -> dict[str, Any] | None:
+    """Losses and seconds of one finished training."""
+    if not (folder / "training.json").is_file():
+        return None
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return {**json.loads((folder / "training.json").read_text(encoding="utf-8")), "seconds": manifest["seconds"]}
 
 
 def _pairs(pairs: ContrastDataset) -> dict[str, Any]:
@@ -156,17 +229,17 @@ def _pairs(pairs: ContrastDataset) -> dict[str, Any]:
     }
 
 
-def _activation(vectors: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
-    if "activations" not in vectors:
-        return None
-    return json.loads((out / "activations" / "sweep.json").read_text(encoding="utf-8"))
+def _activation(out: Path) -> dict[str, Any] | None:
+    path = out / "activations" / "sweep.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _samples(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
     prompts = sample_prompts(recipe)
     points = [(BASE, 0.0)]
-    if "weights" in [m.name for m in recipe.methods]:
-        points += [("weights", k) for k in recipe.strengths("weights")]
+    released = recipe.choose.method if recipe.choose else "weights"
+    if released in [m.label for m in recipe.methods]:
+        points += [(released, k) for k in recipe.strengths(released)]
     points.sort(key=lambda point: point[1])
     answers = {(method, k): read_answers(out, method, k) for method, k in points} if prompts else {}
     return [
@@ -179,12 +252,15 @@ def _samples(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
 
 
 def _notes(recipe: Recipe, results: Sequence[EvalResult]) -> list[str]:
-    notes = ["One training seed: run-to-run spread is not in the intervals, which are over items only."]
+    if recipe.repeats > 1:
+        notes = [f"{recipe.repeats} training seeds: intervals are over items of the mean over seeds."]
+    else:
+        notes = ["One training seed: run-to-run spread is not in the intervals, which are over items only."]
     for settings in recipe.evals:
-        cells = [r for r in results if r.eval == settings.name]
+        cells = [r for r in results if r.eval == settings.label and r.metric in r.metrics]
         base = [r for r in cells if r.method == BASE]
         points = sorted([*base, *(r for r in cells if r.method == "weights")], key=lambda r: r.k)
         if len(points) > 2:
             rho = spearman([r.k for r in points], [r.mean for r in points])
-            notes.append(f"Spearman correlation of {settings.name} {points[0].metric} with k, weights: {rho:.2f}.")
+            notes.append(f"Spearman correlation of {settings.label} {points[0].metric} with k, weights: {rho:.2f}.")
     return notes

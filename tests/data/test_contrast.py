@@ -139,7 +139,7 @@ def test_all_rows_that_are_no_pairs_are_reported_together(tmp_path: Path):
         ("p.csv", "prompt,positive,negative\n", "holds no pairs. Expected rows"),
         ("p.csv", "prompt,positive,negative\nQ,a\n", "1 problem\n  row 1: negative: found None. Expected a text"),
         ("p.csv", "prompt;positive;negative\nQ;a;b\n", "1 problem\n  row 1: has ['prompt;positive;negative']"),
-        ("p.json", '{"prompt": "Q"}', "holds dict. Expected a JSON list of pairs"),
+        ("p.json", '{"prompt": "Q"}', "holds dict. Expected a JSON list of rows"),
         ("p.json", "[", "cannot be read as .json (Expecting value"),
         ("p.jsonl", '{"prompt": "Q", "positive": "a", "negative": "b"}\n{"prompt', "cannot be read as .jsonl (line 2"),
         ("p.parquet", "PAR1\x00", "cannot be read as .parquet (line 1: Expecting value"),
@@ -170,7 +170,7 @@ def test_a_missing_file_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch:
 
 def test_a_dataset_that_the_hub_does_not_give():
     with pytest.raises(
-        DataError, match=r"pairs.source org/nope: no such file, and `datasets` does not give it \(.+\)\. E"
+        DataError, match=r"org/nope: no such file, and `datasets` does not give it \(.+\)\. E"
     ):
         read_pairs("org/nope")
 

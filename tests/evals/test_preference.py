@@ -8,6 +8,7 @@ import pytest
 
 from weightsteer.data.contrast import ContrastDataset, ContrastPair
 from weightsteer.errors import DataError
+from weightsteer.evals import Given
 from weightsteer.evals.preference import Settings, read_items, score
 
 PAIRS = [
@@ -17,7 +18,7 @@ PAIRS = [
 
 
 def test_the_held_out_pairs_are_the_items():
-    assert read_items(Settings(name="preference"), ContrastDataset("b", tuple(PAIRS))) == PAIRS[:1]
+    assert read_items(Settings(name="preference"), Given(ContrastDataset("b", tuple(PAIRS)))) == PAIRS[:1]
 
 
 def test_a_pairs_file_in_their_place(write_items: Callable[..., Path]):
@@ -31,7 +32,7 @@ def test_without_held_out_pairs(pairs: ContrastDataset | None):
     with pytest.raises(
         DataError, match=r"preference: there are no held-out pairs. Raise pairs.held_out, or name a pairs"
     ):
-        read_items(Settings(name="preference"), pairs)
+        read_items(Settings(name="preference"), Given(pairs))
 
 
 def test_log_odds_are_per_token(scripted: Callable[..., Any]):

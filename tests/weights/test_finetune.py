@@ -12,11 +12,10 @@ from tiny_models import tiny_language_model, write_model
 from weightsteer.data.contrast import ContrastDataset, ContrastPair, encode_example, load_pairs
 from weightsteer.errors import DataError, StageError
 from weightsteer.models.language_model import LanguageModel, load_model
-from weightsteer.recipe import ModelPart, Recipe, load_recipe
+from weightsteer.recipe import ModelPart, Recipe, TrainingPart, load_recipe
 from weightsteer.stage import read_manifest
 from weightsteer.weights import finetune as module
-from weightsteer.weights.finetune import finetune, fit
-from weightsteer.weights.settings import LoraSettings
+from weightsteer.weights.finetune import fit, train_adapter
 from weightsteer.weights.vector import WeightVector
 
 FAST = {"rank": 4, "learning_rate": 1e-2, "dtype": "float32", "warmup_steps": 0}
@@ -52,8 +51,9 @@ def pairs_of(n: int = 8, validation: int = 4, swapped: bool = False) -> Contrast
 def train(lm: LanguageModel, out: Path, side: Any = "positive", pairs: Any = None, **settings: Any) -> dict[str, Any]:
     """Fine-tune one side into `out`; returns training.json."""
     out.mkdir()
-    whole = LoraSettings(**{**FAST, **settings})
-    finetune(lm, pairs or pairs_of(), side, whole, whole.learning_rates[0], 0, out)
+    whole, pairs = TrainingPart(**{**FAST, **settings}), pairs or pairs_of()
+    parts = [pairs.part(part).side(side) for part in ("train", "validation")]
+    train_adapter(lm, *parts, whole, whole.learning_rates[0], 0, out)
     return json.loads((out / "training.json").read_text(encoding="utf-8"))
 
 

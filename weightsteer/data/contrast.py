@@ -93,7 +93,8 @@ def read_pairs(source: str, part: PairsPart | None = None) -> tuple[ContrastPair
     """Pairs of a JSONL, JSON or CSV file or a `datasets` id, as `prompt, positive, negative` or trl's
     `prompt, chosen, rejected` (texts or chat messages; the prompt may stand inside both conversations)."""
     pairs, problems = [], []
-    for number, row in enumerate(_rows(source, part or PairsPart()), start=1):
+    part = part or PairsPart()
+    for number, row in enumerate(read_rows(source, part.subset, part.split), start=1):
         try:
             pairs.append(_pair(row, number))
         except DataError as error:
@@ -194,12 +195,13 @@ def split_pairs(pairs: Sequence[ContrastPair], part: PairsPart, seed: int) -> tu
     return tuple(replace(pair, split=order[pair.question]) for pair in pairs if pair.question in order)
 
 
-def _rows(source: str, part: PairsPart) -> Iterator[Mapping[str, Any]]:
+def read_rows(source: str, subset: str | None = None, split: str = "train") -> Iterator[Any]:
+    """Rows of a JSONL, JSON or CSV file, or of a `datasets` id; a DataError when it cannot be read."""
     path = Path(source)
     if not path.exists():
         if path.suffix in FILES:
             raise DataError(f"{source}: no such file. Expected a {', '.join(FILES)} file or the id of a data set")
-        yield from _hub_rows(source, part)
+        yield from _hub_rows(source, subset, split)
         return
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark in front
@@ -208,7 +210,7 @@ def _rows(source: str, part: PairsPart) -> Iterator[Mapping[str, Any]]:
         elif path.suffix == ".json":
             rows = json.loads(text)
             if not isinstance(rows, list):
-                raise DataError(f"{source}: holds {type(rows).__name__}. Expected a JSON list of pairs")
+                raise DataError(f"{source}: holds {type(rows).__name__}. Expected a JSON list of rows")
             yield from rows
         else:
             # Only \n ends a line: str.splitlines would cut at other separators inside a text.
@@ -226,16 +228,16 @@ def _parse_line(line: str, number: int) -> Any:
         raise ValueError(f"line {number}: {error}") from None
 
 
-def _hub_rows(source: str, part: PairsPart) -> Iterator[Mapping[str, Any]]:
+def _hub_rows(source: str, subset: str | None, split: str) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        yield from load_dataset(source, part.subset, split=part.split)
+        yield from load_dataset(source, subset, split=split)
     except (DatasetNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"pairs.source {source}: no such file, and `datasets` does not give it ({reason}). Expected a "
+            f"{source}: no such file, and `datasets` does not give it ({reason}). Expected a "
             f"{', '.join(FILES)} file or the id of a data set"
         ) from None
 

@@ -2,7 +2,8 @@
 
 An eval file has VERSION (raised when scores would change), KIND ("behavior" or "capability"), METRICS (name -> how to
 read it, the first one being what the eval is known by), `Settings`, `read_items(settings, given)` and
-`score(lm, items, settings, given) -> list[ItemScore]`; `JUDGED = True` says that it needs `given.judge`.
+`score(lm, items, settings, given) -> list[ItemScore]`; `JUDGED = True` says that it needs `given.judge`, `PAIRS = True`
+that its items are among `given.pairs`.
 """
 
 import json
@@ -40,6 +41,13 @@ class ItemScore:
     """Why the item could not be scored at all; it is then left out of every mean and counted."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """Metric -> how much the item counts, where not 1: a mean over seeds, in some of which it had no value."""
+
+
+def needs_judge(settings: Any) -> bool:
+    """Whether an eval with these settings rates answers by a judge."""
+    from weightsteer.recipe import find_plugin
+
+    return getattr(find_plugin("evals", settings.name), "JUDGED", False) or getattr(settings, "judge", None) == "judge"
 
 
 def read_rows(own: Path | None, shipped: str, parse: Callable[[str, Mapping[str, Any]], Item]) -> list[Item]:

@@ -9,6 +9,7 @@ from weightsteer.recipe import EvalSettings
 
 VERSION = 1
 KIND = "behavior"
+PAIRS = True
 METRICS = {
     "log_odds": "log-likelihood per token of the positive less that of the negative answer, nats; higher = more of it",
     "share": "share of the held-out questions whose positive answer is the likelier one per token",

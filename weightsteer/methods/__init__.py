@@ -2,8 +2,9 @@
 
 A method file has `ABOUT` (a line for tables), `Settings` and `fit(settings, fit) -> vector`. A vector has `digest` and
 `applied(lm, k, any_base=False)`; what `fit` writes goes below `fit.folder(settings)`. A file may have `SEEDED = True`
-(fitted anew for each of the recipe's training seeds) and `check(settings, recipe, pairs)`, which raises before anything
-runs what `fit` would find wrong only after earlier stages.
+(fitted anew for each of the recipe's training seeds), `WRITES` (the stage folders that it leaves there), `DIALLED =
+False` (its k has only a sign) and `check(settings, recipe, pairs)`, which raises before anything runs what `fit` would
+find wrong only after earlier stages.
 """
 
 from collections.abc import Mapping

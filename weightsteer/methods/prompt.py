@@ -13,6 +13,7 @@ from weightsteer.recipe import MethodSettings, Recipe, SystemPrompts, load_behav
 from weightsteer.stage import digest
 
 ABOUT = "a system prompt that asks for the behavior (k = 1) or for its opposite (k = −1)"
+DIALLED = False
 
 
 class Settings(MethodSettings):

@@ -8,6 +8,7 @@ from weightsteer.recipe import MethodSettings, PairsPart, Recipe, TrainingPart, 
 
 ABOUT = "θ + k(τ⁺ − τ⁻), both sides fine-tuned on the same questions"
 SEEDED = True
+WRITES = ("positive", "negative", "vector")
 
 
 class Settings(MethodSettings, TrainingPart):
