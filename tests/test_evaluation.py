@@ -14,7 +14,7 @@ from weightsteer.data.contrast import ContrastDataset, ContrastPair
 from weightsteer.errors import DataError, RecipeError
 from weightsteer.evals import Given, ItemScore
 from weightsteer.evals.preference import Settings
-from weightsteer.evaluation import EvalResult, change, columns, draw, evaluate
+from weightsteer.evaluation import EvalResult, change, columns, draw, evaluate, pooled
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.models.reference import ModelRef
 from weightsteer.stats import Estimate
@@ -28,7 +28,7 @@ def gives(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[ItemScore]], No
     """Have the preference eval find these scores, whatever the items."""
 
     def install(scores: Sequence[ItemScore]) -> None:
-        monkeypatch.setattr("weightsteer.evals.preference.score", lambda lm, items: list(scores))
+        monkeypatch.setattr("weightsteer.evals.preference.score", lambda *given: list(scores))
 
     return install
 
@@ -50,6 +50,7 @@ def result_of(scores: Sequence[ItemScore], **fields: Any) -> EvalResult:
         "n": len(scores),
         "n_unscored": 0,
         "seconds": 0.5,
+        "metric": "log_odds",
         "metrics": {"log_odds": Estimate(1.0, 0.5, 2.0)},
         "scores": scores,
     }
@@ -85,12 +86,13 @@ def test_a_probability_that_is_no_number_is_unscored(gives: Callable[..., None],
     assert result.scores[2].unscored == "the model's probabilities are not numbers"
 
 
-def test_a_mean_of_nothing_is_an_error_that_names_the_point_and_the_reason(gives: Callable[..., None]):
+def test_nothing_scored_is_an_error_that_names_the_point_and_the_reason(gives: Callable[..., None]):
     gives(scores_of(math.nan, math.nan, 1.0))
     with pytest.raises(DataError) as caught:
         evaluate(LM, "preference", given=Given(PAIRS), method="weights", k=8)
     assert str(caught.value) == (
-        "preference, weights at k = 8: 1 of 3 items count for log_odds (the model's probabilities are not numbers). "
+        "preference, weights at k = 8: fewer than two of 3 items count for any metric (the model's probabilities are "
+        "not numbers). "
         "Expected at least two. Use more items, or strengths that the model survives"
     )
 
@@ -101,10 +103,34 @@ def test_a_later_metric_with_too_few_items_is_left_out(gives: Callable[..., None
     assert list(evaluate(LM, "preference", given=Given(PAIRS)).metrics) == ["log_odds"]
 
 
+def test_a_first_metric_that_nothing_counts_for_is_missing_and_asking_for_it_an_error(gives: Callable[..., None]):
+    gives([replace(s, values={**s.values, "log_odds": None}) for s in scores_of(1.0, 2.0, 3.0)])
+    result = evaluate(LM, "preference", given=Given(PAIRS), method="weights", k=8)
+    assert list(result.metrics) == ["share"]
+    with pytest.raises(DataError, match="at k = 8: fewer than two of 3 items count for log_odds"):
+        print(result.mean)
+
+
+def test_seeds_are_pooled_item_by_item():
+    """The third item counts at one seed of two, the fourth at none."""
+    first, second = scores_of(1.0, 3.0, 5.0, None), scores_of(2.0, 5.0, None, None)
+    result = pooled([result_of(first, seed=0), result_of(second, seed=1)])
+    assert [item.values["log_odds"] for item in result.scores] == [1.5, 4.0, 5.0, None]
+    assert result.scores[2].counts == {"log_odds": 0.5, "share": 0.5}
+    assert result.mean == pytest.approx((1.5 + 4.0 + 0.5 * 5.0) / 2.5)
+    assert (result.seed, result.seconds, result.n) == (None, 1.0, 4)
+
+
+def test_an_item_unscored_at_one_seed_keeps_the_other():
+    lost = replace(scores_of(1.0)[0], values={}, unscored="garbled")
+    pair = [result_of([lost, *scores_of(4.0, 2.0)]), result_of(scores_of(3.0, 4.0, 2.0))]
+    assert [item.values["log_odds"] for item in pooled(pair).scores] == [3.0, 4.0, 2.0]
+
+
 def test_limit_draws_with_the_seed_and_the_argument_comes_before_the_settings(monkeypatch: pytest.MonkeyPatch):
     asked: list[list[str]] = []
 
-    def score(lm: Any, items: Sequence[Any]) -> list[ItemScore]:
+    def score(lm: Any, items: Sequence[Any], settings: Any, given: Any) -> list[ItemScore]:
         asked.append([item.id for item in items])
         return scores_of(*range(len(items)))
 

@@ -7,8 +7,9 @@ import pytest
 
 from weightsteer.errors import RecipeError
 from weightsteer.recipe import find_plugin, load_behavior, load_recipe, shipped_recipes
+from weightsteer.recipe.plugins import names
 
-METHODS = "['activations', 'finetuned', 'prompt', 'weights']"
+METHODS, EVALS = names("methods"), names("evals")
 CHOOSE = {"eval": "sycophancy", "goal": "decrease"}
 
 
@@ -55,7 +56,7 @@ def test_all_problems_of_a_recipe_are_reported_together(write_recipe: Callable[.
         ("k=3", "k: Input should be a list, found 3"),
         ("merge_k=.nan", "merge_k: Input should be a finite number, found nan"),
         ("methods[0].k=[.inf]", "methods[0].k[0]: Input should be a finite number, found inf"),
-        ("methods[3].k=[-2]", "methods[3].k[0]: Input should be -1 or 1, found -2"),
+        ("methods[3].k=[-2]", "methods[3].k: [-2.0]. Expected shares of the training, such as -0.5 or 1"),
         ("methods[0].rank=0", "methods[0].rank: Input should be greater than 0, found 0"),
         ("methods[0].rank=eight", "methods[0].rank: Input should be a valid integer, unable to parse string as an "
          "integer, found 'eight'"),
@@ -65,7 +66,7 @@ def test_all_problems_of_a_recipe_are_reported_together(write_recipe: Callable[.
         ("evals[1].limit=1", "evals[1].limit: Input should be greater than or equal to 2, found 1"),
         ("evals[1]=null", "evals[1]: found None. Expected a name, or a mapping with a name"),
         ("evals=[]", "evals: found []. Expected a list of names or of mappings with a name"),
-        ("evals=[gdc]", "evals[0]: no 'gdc'. Expected one of ['agreement', 'capability', 'preference', 'sycophancy']"),
+        ("evals=[gdc]", f"evals[0]: no 'gdc' (did you mean 'gcd'?). Expected one of {EVALS}"),
         ("model=gpt2", "model: Input should be a mapping, found 'gpt2'"),
         ("model.dtype=int8", "model.dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16', found 'int8'"),
         ("name=a/b", "name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', found 'a/b'"),
@@ -107,13 +108,16 @@ def test_a_learning_rate_is_positive(write_recipe: Callable[..., Path], rate: st
         ),
         (
             {"methods": ["prompt"]},
-            "a checkpoint is asked for, but 'weights' is not among the methods; only it can be merged",
+            "a checkpoint is asked for, but 'weights' is not among the methods; only a weight vector can be merged",
         ),
         (
             {"methods": ["finetuned"], "merge_k": None},
             "methods: 'finetuned' takes the two models that 'weights' trains; add 'weights'",
         ),
-        ({"methods": ["weights", "weights"]}, "methods: 'weights' is listed twice; merge the two entries"),
+        (
+            {"methods": ["weights", "weights"]},
+            "methods: 'weights' is listed twice; merge the two entries, or give one another label",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together(write_recipe: Callable[..., Path], keys: dict, problem: str):
@@ -124,7 +128,8 @@ def test_contradictions_are_reported_together_with_an_unknown_behavior(write_rec
     problems = problems_of(write_recipe(choose={**CHOOSE, "eval": "gcd"}, behavior="sycofancy"))
     assert [p.split()[0] for p in problems] == ["both", "choose", "behavior:"]
     assert problems[2].startswith("behavior: no 'sycofancy.yaml' in ")
-    assert "(did you mean 'sycophancy'?). Expected one of ['sycophancy'] or a path ending in .yaml" in problems[2]
+    assert "(did you mean 'sycophancy'?). Expected one of [" in problems[2]
+    assert "'sycophancy'] or a path ending in .yaml" in problems[2]
 
 
 def test_a_wrong_name_brings_no_follow_up_problem(write_recipe: Callable[..., Path]):
@@ -190,7 +195,7 @@ def test_set_reaches_every_kind_of_key(write_recipe: Callable[..., Path]):
         ("k[-1]=5", "--set k[-1]=5: expected KEY=VALUE, such as model.source=path/to/model"),
         ("mod el=5", "--set mod el=5: expected KEY=VALUE, such as model.source=path/to/model"),
         ("methods[9].rank=8", "--set methods[9].rank=8: there is no '9' to set in the recipe"),
-        ("methods.weights.rank=8", "--set methods.weights.rank=8: there is no 'weights' to set in the recipe"),
+        ("methods.weihgts.rank=8", "--set methods.weihgts.rank=8: there is no 'weihgts' to set in the recipe"),
         ("model.source.x=1", "--set model.source.x=1: there is no 'x' to set in the recipe"),
         ("k=[1", "--set k=[1: the value is not readable as YAML."),
     ],

@@ -9,10 +9,11 @@ import pytest
 
 from weightsteer.data.contrast import load_pairs
 from weightsteer.errors import StageError
-from weightsteer.evals import ItemScore
+from weightsteer.evals import Given, ItemScore
 from weightsteer.evaluation import EvalResult
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.models.reference import ModelRef
+from weightsteer.points import Point
 from weightsteer.recipe import Choose, load_recipe
 from weightsteer.stats import Estimate
 from weightsteer.sweep import choose_k, run_cells, run_sweep, sample_prompts
@@ -158,17 +159,17 @@ def test_cells_are_run_once_and_the_model_is_steered_once_for_all_evals(
             samples={"prompts": []},
         )
     )
-    pairs, vector = load_pairs(recipe), Recorded()
-    results = run_sweep(recipe, pairs, lm, {"weights": vector}, tmp_path / "out")
+    given, vector = Given(load_pairs(recipe)), Recorded()
+    results = run_sweep(recipe, given, lm, {"weights": {None: vector}}, tmp_path / "out")
     assert [(r.eval, r.method, r.k) for r in results] == [
         (e, m, k) for m, k in (("base", 0), ("weights", -1), ("weights", 0.5)) for e in ("agreement", "preference")
     ]
     assert vector.applied_at == [-1, 0.5]
     assert len(scored) == 6
-    assert cell_folder(tmp_path / "out", "agreement", "weights", -1.0) == tmp_path / "out/evals/agreement/weights/k=-1"
+    assert Point("weights", -1.0).path == Path("weights/k=-1")
     assert (tmp_path / "out/evals/preference/weights/k=0.5/items.jsonl").is_file()
 
-    again = run_sweep(recipe, pairs, lm, {"weights": vector}, tmp_path / "out")
+    again = run_sweep(recipe, given, lm, {"weights": {None: vector}}, tmp_path / "out")
     assert again == results
     assert vector.applied_at == [-1, 0.5], "a finished cell is read"
 
@@ -178,11 +179,15 @@ def test_one_more_eval_runs_only_that(
 ):
     path = write_recipe(methods=["weights"], evals=["agreement"], merge_k=None, samples={"prompts": []})
     recipe = load_recipe(path)
-    pairs = load_pairs(recipe)
-    run_sweep(recipe, pairs, lm, {"weights": Recorded()}, tmp_path / "out")
+    given = Given(load_pairs(recipe))
+    run_sweep(recipe, given, lm, {"weights": {None: Recorded()}}, tmp_path / "out")
     scored.clear()
     run_sweep(
-        load_recipe(path, ["evals=[agreement, preference]"]), pairs, lm, {"weights": Recorded()}, tmp_path / "out"
+        load_recipe(path, ["evals=[agreement, preference]"]),
+        given,
+        lm,
+        {"weights": {None: Recorded()}},
+        tmp_path / "out",
     )
     assert scored == ["preference"] * 3
 
@@ -191,13 +196,13 @@ def test_a_cell_of_another_vector_is_an_error(
     write_recipe: Callable[..., Path], tmp_path: Path, lm: LanguageModel, scored: list[str]
 ):
     recipe = load_recipe(write_recipe(evals=["agreement"], samples={"prompts": []}))
-    pairs, vector = load_pairs(recipe), Recorded()
-    run_cells(recipe, pairs, lm, ("weights", vector, 1.0), tmp_path)
+    given, vector = Given(load_pairs(recipe)), Recorded()
+    run_cells(recipe, given, lm, Point("weights", 1.0, vector), tmp_path)
     vector.digest = "another"
     with pytest.raises(
         StageError, match='k=1: holds a finished stage with other inputs\n  vector: "d" there, "another" asked'
     ):
-        run_cells(recipe, pairs, lm, ("weights", vector, 1.0), tmp_path)
+        run_cells(recipe, given, lm, Point("weights", 1.0, vector), tmp_path)
 
 
 def test_changed_items_are_an_error(
@@ -207,12 +212,12 @@ def test_changed_items_are_an_error(
     row = '{"question": "%s", "answer_matching_behavior": "A", "answer_not_matching_behavior": "B"}\n'
     items.write_text(row % "one" + row % "two", encoding="utf-8")
     recipe = load_recipe(write_recipe(evals=[{"name": "agreement", "items": "items.jsonl"}], samples={"prompts": []}))
-    pairs = load_pairs(recipe)
-    run_cells(recipe, pairs, lm, ("base", None, 0.0), tmp_path / "out")
-    run_cells(recipe, pairs, lm, ("base", None, 0.0), tmp_path / "out")
+    given = Given(load_pairs(recipe))
+    run_cells(recipe, given, lm, Point(), tmp_path / "out")
+    run_cells(recipe, given, lm, Point(), tmp_path / "out")
     items.write_text(row % "one" + row % "three", encoding="utf-8")
     with pytest.raises(StageError, match=r"other inputs\n  files.items: "):
-        run_cells(recipe, pairs, lm, ("base", None, 0.0), tmp_path / "out")
+        run_cells(recipe, given, lm, Point(), tmp_path / "out")
 
 
 def test_sample_prompts_are_the_recipes_or_the_behaviors(write_recipe: Callable[..., Path]):

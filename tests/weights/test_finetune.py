@@ -217,22 +217,25 @@ def test_a_run_stopped_between_the_sides_goes_on_to_the_same_files(
     pairs = load_pairs(made)
     fit(made, pairs, tmp_path / "whole")
 
-    def stopped(lm: Any, pairs: Any, side: str, *arguments: Any) -> None:
-        if side == "negative":
+    def stopped(*arguments: Any, label: str, out: Path) -> None:
+        if label == "training negative":
             raise KeyboardInterrupt
-        finetune(lm, pairs, side, *arguments)
+        train_adapter(*arguments, label=label, out=out)
 
-    monkeypatch.setattr(module, "finetune", stopped)
+    monkeypatch.setattr(module, "train_adapter", stopped)
     with pytest.raises(KeyboardInterrupt):
         fit(made, pairs, tmp_path / "again")
     assert [p.name for p in (tmp_path / "again").iterdir()] == ["positive"]
     monkeypatch.undo()
     trained: list[str] = []
-    monkeypatch.setattr(
-        module, "finetune", lambda lm, pairs, side, *a: (trained.append(side), finetune(lm, pairs, side, *a))
-    )
+
+    def watched(*arguments: Any, label: str, out: Path) -> None:
+        trained.append(label)
+        train_adapter(*arguments, label=label, out=out)
+
+    monkeypatch.setattr(module, "train_adapter", watched)
     fit(made, pairs, tmp_path / "again")
-    assert trained == ["negative"]
+    assert trained == ["training negative"]
     assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
     monkeypatch.setattr(module, "load_model", lambda *a: pytest.fail("a finished vector loads no model"))
     fit(made, pairs, tmp_path / "again")
@@ -267,8 +270,9 @@ def test_learning_rates_are_compared_on_validation_pairs(recipe: Callable[..., R
     with pytest.raises(
         DataError, match=r"weights: no validation pairs to choose among the learning rates \[0.001, 0.01\]"
     ):
-        check(recipe(learning_rate=[1e-3, 1e-2]), pairs_of(validation=0))
-    check(recipe(), pairs_of(validation=0))
+        several = recipe(learning_rate=[1e-3, 1e-2])
+        check(several.method("weights"), several, pairs_of(validation=0))
+    check(recipe().method("weights"), recipe(), pairs_of(validation=0))
 
 
 def test_examples_are_checked_before_any_training(recipe: Callable[..., Recipe], tmp_path: Path):

@@ -13,13 +13,14 @@ from weightsteer.recipe.problems import problem, suggest
 
 def find_plugin(room: str, name: str) -> Any:
     """The module `weightsteer.<room>.<name>`: a method or an eval is a file, found by its name."""
-    known = _names(room)
+    known = names(room)
     if name not in known:
         raise RecipeError(f"{room}: no '{name}'{suggest(name, known)}. Expected one of {known}")
     return importlib.import_module(f"weightsteer.{room}.{name.replace('-', '_')}")
 
 
-def _names(room: str) -> list[str]:
+def names(room: str) -> list[str]:
+    """Every method or eval there is."""
     package = importlib.import_module(f"weightsteer.{room}")
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
 

@@ -15,7 +15,7 @@ from weightsteer.recipe.training import Part
 def validate(part: type[Part], raw: Any, source: Path, problems: Sequence[str] = ()) -> Any:
     """`raw` as a `part`; its problems and those found before are raised together."""
     try:
-        checked = part.modelvalidate(raw)
+        checked = part.model_validate(raw)
         report_problems(RecipeError, source, problems)
         return checked
     except pydantic.ValidationError as error:
