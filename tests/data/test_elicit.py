@@ -157,21 +157,27 @@ def test_a_kill_loses_at_most_one_block_and_changes_no_byte(
 def test_a_judge_that_fails_half_way_is_asked_for_the_rest_only(
     lm: Any, finished: tuple[Path, tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    failing, rates = Judge(), []
+    real, failing, asked = elicit_file.generate, Judge(), []
+
+    def generate(*given: Any, **how: Any) -> list[str]:
+        asked.append(how["label"])
+        return real(*given, **how)
 
     def rate(prompts: Sequence[str], scale: str, label: str = "") -> list[Verdict]:
-        rates.append(label)
-        if len(rates) == 3:
+        asked.append(label)
+        if asked.count("rating, negative prompt 1") == 1:
             raise ConnectionError
         return Judge().rate(prompts, scale)
 
+    monkeypatch.setattr(elicit_file, "generate", generate)
     monkeypatch.setattr(failing, "rate", rate)
     with pytest.raises(ConnectionError):
         elicit(TRAIT, lm, SETTINGS, failing, 7, tmp_path)
-    monkeypatch.setattr(elicit_file, "generate", None)
+    before = len(asked)
     assert elicit(TRAIT, lm, SETTINGS, failing, 7, tmp_path) == finished[1]
-    names = ["positive-1", "negative-1", "positive-2", "positive-2", "negative-2"]
-    assert rates == [f"rating, {name}" for name in names]
+    blocks = ["positive prompt 1", "negative prompt 1", "positive prompt 2", "negative prompt 2"]
+    every = [f"{work}, {block}" for block in blocks for work in ("answers", "rating")]
+    assert (asked[:before], asked[before:]) == (every[:4], every[3:])
     assert digests(tmp_path) == digests(finished[0])
 
 
@@ -241,7 +247,9 @@ def test_empty_and_cut_off_answers(lm: Any, speak: Callable, tmp_path: Path):
     speak(lambda system, prompt, i: answers[i % 4] and POSITIVE.get(system, "") + answers[i % 4])
     # One token a byte: the second and third answers are about as long as may be, the others much shorter.
     settings = SETTINGS.model_copy(update={"max_new_tokens": 50})
-    pairs = elicit(TRAIT, lm, settings, Judge(rate_one=by_wish), 0, tmp_path)
+    judge = Judge(rate_one=by_wish)
+    pairs = elicit(TRAIT, lm, settings, judge, 0, tmp_path)
+    assert not any("And one that is n" in prompt for prompt in judge.seen)
     assert {pair.negative for pair in pairs} == {"A first sentence that is whole.", answers[3]}
     for side in SIDES:
         counts = read_elicitation(tmp_path)["sides"][side]

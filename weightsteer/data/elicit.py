@@ -75,7 +75,7 @@ class _Sampled:
     """`answer` without a last sentence that was cut off."""
 
     @property
-    def said(self) -> tuple[int, str]:
+    def key(self) -> tuple[int, str]:
         """Equal for two answers that say the same to one question."""
         return self.question, normalized(self.whole)
 
@@ -97,20 +97,15 @@ def elicit(
         blocks = [
             _Block(side, n, getattr(prompts, side)) for n, prompts in enumerate(trait.system_prompts) for side in SIDES
         ]
-        sampled = {}
+        answers: list[Answer] = []
+        ratings: dict[tuple[int, str], float | None] = {}
         with progress.task(f"eliciting {trait.name}", len(blocks)) as advance:
             for block in blocks:
-                sampled[block] = _sample(block, questions, lm, settings, seed, out / "answers" / block.name)
+                rows = _sample(block, questions, lm, settings, seed, out / "answers" / block.name)
+                # Rated at once, so that a judge that does not work is found out before the rest is sampled.
+                ratings |= _rate([row for row in rows if row.key not in ratings], trait, judge, out / "ratings", block)
+                answers += [_answer(block, row, ratings.get(row.key)) for row in rows]
                 advance()
-        ratings = _rate(sampled, trait, judge, out / "ratings")
-        answers = [
-            Answer(
-                block.side, row.question, block.prompt, row.sample, row.whole, row.whole != row.answer,
-                ratings.get(row.said),
-            )
-            for block, rows in sampled.items()
-            for row in rows
-        ]  # fmt: skip
         chosen, fates = pair_answers(answers, settings)
         counts = count_answers(fates)
         if not chosen:
@@ -188,39 +183,35 @@ def _sample(
 
 
 def _rate(
-    sampled: Mapping[_Block, Sequence[_Sampled]], trait: Trait, judge: Judge, out: Path
+    rows: Sequence[_Sampled], trait: Trait, judge: Judge, out: Path, block: _Block
 ) -> dict[tuple[int, str], float | None]:
-    """What the judge gives each distinct answer to a question, whichever prompt it was given under."""
+    """What the judge gives each distinct answer that is there to be rated."""
+    distinct: dict[tuple[int, str], _Sampled] = {}
+    for row in rows:
+        if row.whole:
+            distinct.setdefault(row.key, row)
+    if not distinct:
+        return {}
     asked = {"judge": judge.digest, "rubric": digest(trait.rubric)}
-    ratings: dict[tuple[int, str], float | None] = {}
-    with progress.task("rating", len(sampled)) as advance:
-        for block, rows in sampled.items():
-            new: dict[tuple[int, str], _Sampled] = {}
-            for row in rows:
-                if row.whole and row.said not in ratings:
-                    new.setdefault(row.said, row)
-            if new:
-                folder = out / digest(asked)[:12] / block.name
-                ratings |= zip(new, _rate_block(list(new.values()), trait, judge, asked, folder), strict=True)
-            advance()
-    return ratings
+    prompts = [fill_rubric(trait.rubric, trait.questions[row.question], row.whole) for row in distinct.values()]
 
-
-def _rate_block(
-    rows: Sequence[_Sampled], trait: Trait, judge: Judge, asked: Mapping[str, str], folder: Path
-) -> list[float | None]:
-    prompts = [fill_rubric(trait.rubric, trait.questions[row.question], row.whole) for row in rows]
-
-    def work(temporary: Path) -> None:
-        verdicts = judge.rate(prompts, SCALE, label=f"rating, {folder.name}")
-        lines = (
+    def work(folder: Path) -> None:
+        verdicts = judge.rate(prompts, SCALE, label=f"rating, {block.side} prompt {block.prompt + 1}")
+        ratings = (
             {"question": row.question, "sample": row.sample, "score": v.score, "said": v.said, "unscored": v.unscored}
-            for row, v in zip(rows, verdicts, strict=True)
+            for row, v in zip(distinct.values(), verdicts, strict=True)
         )
-        _write_rows(temporary / "ratings.jsonl", lines)
+        _write_rows(folder / "ratings.jsonl", ratings)
 
+    folder = out / digest(asked)[:12] / block.name
     run_stage(folder, {**asked, "prompts": digest(prompts)}, work)
-    return [row["score"] for row in _read_rows(folder / "ratings.jsonl")]
+    scores = (row["score"] for row in _read_rows(folder / "ratings.jsonl"))
+    return dict(zip(distinct, scores, strict=True))
+
+
+def _answer(block: _Block, row: _Sampled, rating: float | None) -> Answer:
+    cut = row.whole != row.answer
+    return Answer(block.side, row.question, block.prompt, row.sample, row.whole, cut, rating)
 
 
 def _contrast_pairs(trait: Trait, chosen: Sequence[AnswerPair]) -> tuple[ContrastPair, ...]:
@@ -244,9 +235,10 @@ def _write(pairs: tuple[ContrastPair, ...], name: str, record: Mapping[str, Any]
 def _nothing_left(name: str, settings: ElicitPart, counts: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"behavior {name}: no pair is left of the sampled answers\n{elicitation_table(counts)}\n"
-        f"Expected, to one question under one pair of system prompts, a positive answer rated above "
+        "Expected, to one question under one pair of system prompts, a positive answer rated above "
         f"{settings.keep_positive:g} and a negative one below {settings.keep_negative:g}. Take another judge (the "
-        "answers stay), or, in another folder, more samples, a larger model or plainer system prompts"
+        "answers stay), or, in another folder, more samples, a higher max_new_tokens, a larger model or plainer system "
+        "prompts"
     )
 
 
