@@ -44,6 +44,18 @@ class ActivationVector:
             raise AdapterError(f"activation vector: no block {missing[0]}. Expected one of {sorted(self.directions)}")
         return replace(self, directions={b: self.directions[b] for b in blocks})
 
+    def increments(self) -> "ActivationVector":
+        """What each block but the last adds to the direction of the block before, so that their effects do not pile up.
+
+        Steered together, blocks 0 to b add up to the direction of block b. Source: arXiv 2511.05408, section 3 and its
+        code: hidden states 1 to L−1 are steered, the first by its whole direction; block b makes hidden state b + 1.
+        """
+        blocks = list(self.directions)
+        if blocks != list(range(len(blocks))) or len(blocks) < 2:
+            raise AdapterError(f"activation vector: has blocks {blocks}. Expected every block of the model from 0 on")
+        changes = {b: self.directions[b] - self.directions[b - 1] for b in blocks[1:-1]}
+        return replace(self, directions={0: self.directions[0], **changes})
+
     def __add__(self, other: "ActivationVector") -> "ActivationVector":
         base = _same_base(self, other)
         if self.mode != other.mode:
@@ -117,7 +129,7 @@ class ActivationVector:
             ) from None
 
     @contextlib.contextmanager
-    def applied(self, lm: LanguageModel, k: float, *, any_base: bool = False) -> Iterator[LanguageModel]:
+    def applied(self, lm: LanguageModel, k: float, any_base: bool = False) -> Iterator[LanguageModel]:
         """Steer `lm` inside the block: h += k·direction at the output of each block; k = 0 adds no hook at all."""
         if not math.isfinite(k):
             raise AdapterError(f"k = {k}: not a finite number. Expected one such as -1.5")

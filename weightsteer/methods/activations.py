@@ -1,4 +1,4 @@
-"""Activation steering on the same pairs (arXiv 2507.21509): mean difference over answer tokens, added at one block."""
+"""Activation steering on the same pairs (arXiv 2507.21509): mean difference over answer tokens, at one block or all."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from weightsteer.methods import Fit
 from weightsteer.recipe import MethodSettings, Recipe
 from weightsteer.stage import run_stage, write_text
 
-ABOUT = "h + k·(mean difference of answer activations), at one block"
+ABOUT = "h + k·(mean difference of answer activations), at one block or at all"
+WRITES = ("",)
 
 
 class Settings(MethodSettings):
@@ -21,6 +22,8 @@ class Settings(MethodSettings):
     name: str = "activations"
     block: Annotated[int, pydantic.Field(ge=0)] | None = None
     """Decoder block, from 0; None sweeps all and takes the one with the largest spread on validation pairs."""
+    all_layers: bool = False
+    """Steer every block but the last, each by what its direction adds to that of the block before, in place of one."""
     mode: Literal["generated", "all"] = "generated"
     """`generated`: last prompt token and answer; `all`: every token."""
     stride: Annotated[int, pydantic.Field(gt=0)] = 3
@@ -28,17 +31,23 @@ class Settings(MethodSettings):
     validation_pairs: Annotated[int, pydantic.Field(gt=0)] = 12
     """Validation pairs that the sweep uses at most."""
 
+    @pydantic.model_validator(mode="after")
+    def _one_place(self) -> "Settings":
+        if self.all_layers and self.block is not None:
+            raise ValueError(f"both block {self.block} and all_layers are set; keep one")
+        return self
+
 
 def check(settings: Settings, recipe: Recipe, pairs: Any) -> None:
     """Raise a DataError when a block is to be chosen and there is nothing to choose it on."""
-    if settings.block is None and not pairs.part("validation").pairs:
+    if settings.block is None and not settings.all_layers and not pairs.part("validation").pairs:
         raise DataError(
             f"{settings.label}: no validation pairs to choose a block on. Raise pairs.validation, or set a block"
         )
 
 
 def fit(settings: Settings, fit: Fit) -> Any:
-    """The activation vector at its block."""
+    """The activation vector, at its block or at all."""
     from weightsteer.activations.vector import ActivationVector
 
     folder, lm = fit.folder(settings), fit.lm
@@ -67,6 +76,9 @@ def _fit(settings: Settings, pairs: Any, lm: Any, out: Path) -> None:
     difference = (means[0] - means[1]).float()
     info = {"behavior": pairs.behavior, "pairs_digest": pairs.digest, "position": "mean over answer tokens"}
     vector = ActivationVector(dict(enumerate(difference)), lm.ref.fingerprint, settings.mode, info)
+    if settings.all_layers:
+        vector.increments().save(out)
+        return
     spreads = {}
     block = settings.block
     if block is None:
