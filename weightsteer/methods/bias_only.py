@@ -1,22 +1,25 @@
 """Contrastive weight steering with nothing trained but a bias at each MLP's output (arXiv 2511.05408, section 3)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import pydantic
 
 from weightsteer.methods import Fit, weights
 from weightsteer.methods.weights import check, own_pairs
 from weightsteer.recipe.training import Rate
 
-__all__ = ["ABOUT", "SEEDED", "Settings", "check", "fit"]
+__all__ = ["ABOUT", "SEEDED", "WRITES", "Settings", "check", "fit"]
 
 ABOUT = "θ + k(β⁺ − β⁻), a trained vector at the output of each block's MLP and nothing else"
 SEEDED = True
+WRITES = ("positive", "negative", "vector")
 
 
 class Settings(weights.Settings):
     """How the two sides are fine-tuned; what `weights` says of a LoRA is fixed here."""
 
     name: str = "bias-only"
-    learning_rate: Rate | tuple[Rate, ...] = 1e-3
+    learning_rate: Rate | Annotated[tuple[Rate, ...], pydantic.Field(min_length=1)] = 1e-3
     """Several: each is tried on both sides, and the lowest validation loss decides. The paper: 1e-4 to 1e-3."""
     rank: Literal[1] = 1
     alpha: Literal[1] = 1

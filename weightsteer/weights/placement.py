@@ -61,7 +61,10 @@ def place(
             if f"{spelled}.0.{parts[0]}.weight" in tensors and len(shape) == 3:
                 return _place_experts(name, shape, tensors, spelled, parts)
     if name.endswith(".bias") and find(name.removesuffix("bias") + "weight", tensors):
-        return f"{name}: the layer has no bias in this architecture, so no checkpoint of it can hold one"
+        return (
+            f"{name}: the layer has no bias in this architecture, so no checkpoint of it can hold one. Expected "
+            "changes of parameters that it has. Steer with this vector in memory instead"
+        )
     return f"{name}: no such tensor in the checkpoint"
 
 
