@@ -47,7 +47,7 @@ class OptionSettings(EvalSettings):
     """likelihood: the letters' probabilities alone; zero-shot: the letter only; cot, cot-brief: reasoning first, in two
     wordings of our own."""
     max_new_tokens: Annotated[int, pydantic.Field(gt=0)] = pydantic.Field(
-        default_factory=lambda settings: NEW_TOKENS.get(settings.get("style"), 1)
+        default_factory=lambda settings: NEW_TOKENS.get(settings.get("style", ""), 1)
     )
     """Longest answer; left out, what the style needs."""
 

@@ -66,9 +66,10 @@ def _item(where: str, row: Mapping[str, Any]) -> Item:
         question, match, other = two_sides(row)
     else:
         raise unreadable(row, "question, answer_matching_behavior and answer_not_matching_behavior")
-    letters = [re.fullmatch(r"\s*\(?([A-Z])\)?\s*", answer) for answer in (match, other)]
-    lettered = all(letters)
-    match, other = (found[1] for found in letters) if lettered else (match.strip(), other.strip())
+    match, other = match.strip(), other.strip()
+    lettered = all(re.fullmatch(r"\(?[A-Z]\)?", answer) for answer in (match, other))
+    if lettered:
+        match, other = match.strip("()"), other.strip("()")
     if match == other:
         raise DataError(f"answers both ways with {match!r}. Expected two answers")
     return Item(str(row.get("id", where)), question, match, other, lettered)
