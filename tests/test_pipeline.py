@@ -259,8 +259,8 @@ def test_one_more_strength_runs_only_its_cells(copy: tuple[Recipe, Path], monkey
     ("until", "left"),
     [
         ("pairs", {"pairs"}),
-        ("weights", {"pairs", "weights"}),
-        ("baselines", {"pairs", "weights", "activations"}),
+        ("task", {"pairs"}),
+        ("fit", {"pairs", "weights", "activations"}),
     ],
 )
 def test_until_stops_after_its_stage(finished: tuple[Recipe, Outcome], tmp_path: Path, until: str, left: set[str]):

@@ -217,10 +217,10 @@ def test_a_run_stopped_between_the_sides_goes_on_to_the_same_files(
     pairs = load_pairs(made)
     fit(made, pairs, tmp_path / "whole")
 
-    def stopped(*arguments: Any, label: str, out: Path) -> None:
+    def stopped(*arguments: Any, label: str, **options: Any) -> None:
         if label == "training negative":
             raise KeyboardInterrupt
-        train_adapter(*arguments, label=label, out=out)
+        train_adapter(*arguments, label=label, **options)
 
     monkeypatch.setattr(module, "train_adapter", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -229,9 +229,9 @@ def test_a_run_stopped_between_the_sides_goes_on_to_the_same_files(
     monkeypatch.undo()
     trained: list[str] = []
 
-    def watched(*arguments: Any, label: str, out: Path) -> None:
+    def watched(*arguments: Any, label: str, **options: Any) -> None:
         trained.append(label)
-        train_adapter(*arguments, label=label, out=out)
+        train_adapter(*arguments, label=label, **options)
 
     monkeypatch.setattr(module, "train_adapter", watched)
     fit(made, pairs, tmp_path / "again")
@@ -267,10 +267,10 @@ def test_the_learning_rate_with_the_lowest_validation_loss_wins(recipe: Callable
 def test_learning_rates_are_compared_on_validation_pairs(recipe: Callable[..., Recipe]):
     from weightsteer.methods.weights import check
 
+    several = recipe(learning_rate=[1e-3, 1e-2])
     with pytest.raises(
         DataError, match=r"weights: no validation pairs to choose among the learning rates \[0.001, 0.01\]"
     ):
-        several = recipe(learning_rate=[1e-3, 1e-2])
         check(several.method("weights"), several, pairs_of(validation=0))
     check(recipe().method("weights"), recipe(), pairs_of(validation=0))
 

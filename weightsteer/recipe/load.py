@@ -8,7 +8,7 @@ from typing import Any
 from weightsteer.errors import RecipeError, report_problems
 from weightsteer.recipe.behavior import behavior_path, load_behavior
 from weightsteer.recipe.files import apply_scale, override, read_mapping
-from weightsteer.recipe.parts import Recipe
+from weightsteer.recipe.parts import JudgePart, ModelPart, PairsPart, Recipe, TaskPart
 from weightsteer.recipe.plugins import find_plugin, read_plugins
 from weightsteer.recipe.problems import suggest, validate
 from weightsteer.recipe.training import Part
@@ -102,29 +102,31 @@ def _methods_named(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from (("interference", label) for label in recipe.interference.vectors)
 
 
+# Fields that hold a path, or the id or name of something that is no file.
+SOURCES = {
+    (ModelPart, "source"),
+    (PairsPart, "source"),
+    (TaskPart, "source"),
+    (TaskPart, "model"),
+    (JudgePart, "model"),
+}
+
+
 def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with every path that exists below its folder made absolute, so that it can be moved and still read."""
 
-    def absolute(value: Any) -> Any:
-        if isinstance(value, Path):
-            return folder / value
+    def absolute(value: Any, where: tuple[type, str] | None = None) -> Any:
+        if isinstance(value, Path) or (where in SOURCES and value is not None and (folder / value).exists()):
+            return folder / value if isinstance(value, Path) else str(folder / value)
         if isinstance(value, Part):
-            return value.model_copy(update={name: absolute(getattr(value, name)) for name in type(value).model_fields})
+            kind = type(value)
+            fields = {name: absolute(getattr(value, name), (kind, name)) for name in kind.model_fields}
+            return value.model_copy(update=fields)
         if isinstance(value, tuple):
             return tuple(absolute(item) for item in value)
         return value
 
-    def file(source: str | None) -> str | None:
-        local = source is not None and (folder / source).exists()
-        return str(folder / source) if local and source is not None else source
-
-    recipe = absolute(recipe)
-    model = recipe.model.model_copy(update={"source": file(recipe.model.source)})
-    pairs = recipe.pairs.model_copy(update={"source": file(recipe.pairs.source)})
-    task = recipe.task
-    if task is not None:
-        task = task.model_copy(update={"model": file(task.model), "source": file(task.source)})
-    return recipe.model_copy(update={"model": model, "pairs": pairs, "task": task, "folder": folder})
+    return absolute(recipe).model_copy(update={"folder": folder})
 
 
 def finite(value: float, what: str) -> float:
