@@ -158,6 +158,11 @@ def test_a_task_tuned_model_gets_the_vector_on_top(run: Run, label: str):
         pass
 
 
+def test_what_has_one_strength_only_is_not_dialled():
+    undialled = [name for name in ("finetuned", "joint", "prompt") if not find_plugin("methods", name).DIALLED]
+    assert undialled == ["finetuned", "joint", "prompt"]
+
+
 # bias-only
 
 

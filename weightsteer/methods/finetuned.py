@@ -17,6 +17,7 @@ from weightsteer.stage import digest, is_finished, run_stage
 
 ABOUT = "plain fine-tuning on the positive (k > 0) or negative (k < 0) side; |k| is the share of the training"
 SEEDED = True
+DIALLED = False
 
 
 class Settings(MethodSettings):

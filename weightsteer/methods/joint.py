@@ -14,6 +14,7 @@ from weightsteer.stage import digest, is_finished, run_stage
 
 ABOUT = "the base trained on the task and on one side's answers together"
 SEEDED = True
+DIALLED = False
 WRITES = ("tuned", "vector")
 SIGNS = {"positive": 1, "negative": -1}
 
