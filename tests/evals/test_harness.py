@@ -100,6 +100,27 @@ def test_our_numbers_are_those_of_the_harness_own_model(lm: Any):
     assert [greedy for _, greedy in own] == [greedy for _, greedy in theirs]
 
 
+def test_a_steering_of_the_answer_alone_acts_on_answers_of_unequal_length(lm: Any):
+    import torch
+
+    from weightsteer.activations.vector import ActivationVector
+    from weightsteer.models.generate import score_options
+
+    torch.manual_seed(0)
+    vector = ActivationVector({0: torch.randn(32)}, mode="generated")
+    prompts, options = ["Hi?", "A much longer question?"], [("yes", "certainly not"), ("no", "perhaps it is")]
+    with vector.applied(lm, 2.0) as steered:
+        model = SteeredModel(steered, 5, chat=True)
+        contexts = [model.apply_chat_template([{"role": "user", "content": prompt}]) for prompt in prompts]
+        requests = [SimpleNamespace(args=(c, o)) for c, choices in zip(contexts, options, strict=True) for o in choices]
+        found = [log_p for log_p, _ in model.loglikelihood(requests)]
+        expected = [log_p for row in score_options(steered, prompts, options) for log_p, _ in row]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert found != pytest.approx(
+        [log_p for log_p, _ in SteeredModel(lm, 5, chat=True).loglikelihood(requests)], abs=0.1
+    )
+
+
 def test_likelihoods_by_hand(lm: Any, monkeypatch: pytest.MonkeyPatch):
     import torch
 

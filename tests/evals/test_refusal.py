@@ -147,6 +147,12 @@ def test_prompts_that_cannot_be_read(tmp_path: Path, write_items: Callable[..., 
         read(lines)
 
 
+def test_shipped_prompts_are_of_both_kinds():
+    items = read_items(Settings(name="refusal"), Given())
+    assert min(Counter(item.label for item in items).get(label, 0) for label in ("safe", "unsafe")) >= 20
+    assert len({item.prompt for item in items}) == len({item.id for item in items}) == len(items)
+
+
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no public samples at {SAMPLES}")
 def test_public_files():
     path = SAMPLES / "xstest" / "prompts.jsonl"
