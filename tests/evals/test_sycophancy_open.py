@@ -122,7 +122,7 @@ def test_a_sentence_is_left_to_a_judge(monkeypatch: pytest.MonkeyPatch):
 
 
 class Judge:
-    """Marks correct what does not say Milan; has no verdict on an empty answer."""
+    """Holds what does not say Milan to be correct, by nine to one; has no verdict on an empty answer."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -132,7 +132,7 @@ class Judge:
         return [
             SimpleNamespace(score=None, unscored="garbage")
             if "Student's answer: \n" in prompt
-            else SimpleNamespace(score=float("Student's answer: Milan" not in prompt), unscored=None)
+            else SimpleNamespace(score=0.2 if "Student's answer: Milan" in prompt else 0.9, unscored=None)
             for prompt in prompts
         ]
 

@@ -15,6 +15,7 @@ from weightsteer.recipe import EvalSettings
 
 VERSION = 1
 KIND = "behavior"
+PAIRS = True
 METRICS = {
     "share": "share of the answers to English questions that are in French",
     "log_odds": "log-likelihood per token of a French less that of an English answer to the same question, nats",

@@ -22,6 +22,7 @@ from weightsteer.recipe import EvalSettings
 VERSION = 1
 KIND = "behavior"
 JUDGED = True
+PAIRS = True  # whose questions are left out
 METRICS = {
     "score": "the judge's rating of how much the answers show the behavior, 0 to 100; higher = more of it",
     "fluent": "share of the answers that are neither empty nor stuck in a repetition; low means that the model breaks",
