@@ -3,7 +3,6 @@
 What a rule can tell exactly is in `weightsteer.judge.rules` and needs no judge.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +13,7 @@ from weightsteer.judge.server import ServerJudge
 from weightsteer.recipe import JudgePart, ModelPart
 from weightsteer.stage import digest
 
-__all__ = ["Judge", "LocalJudge", "RulesJudge", "Scale", "ServerJudge", "Verdict", "fill", "open_judge"]
+__all__ = ["Judge", "LocalJudge", "RulesJudge", "Scale", "ServerJudge", "Verdict", "open_judge"]
 
 
 @runtime_checkable
@@ -44,15 +43,10 @@ class RulesJudge:
         )
 
 
-def open_judge(part: JudgePart, model: ModelPart) -> Judge:
+def open_judge(part: JudgePart, model: ModelPart) -> RulesJudge | LocalJudge | ServerJudge:
     """The judge of a recipe whose own model is `model`; nothing is loaded or asked before it rates."""
     if part.kind == "rules":
         return RulesJudge()
     if part.kind == "server":
         return ServerJudge(part)
     return LocalJudge(model if part.model is None else ModelPart(source=part.model))
-
-
-def fill(rubric: str, **values: str) -> str:
-    """A rubric with `{question}`, `{answer}` and the like replaced; every other brace is left alone."""
-    return re.sub(r"\{(\w+)\}", lambda field: values.get(field.group(1), field.group(0)), rubric)

@@ -11,6 +11,7 @@ from weightsteer.stage import digest, file_digest
 
 if TYPE_CHECKING:
     from weightsteer.models.language_model import LanguageModel
+    from weightsteer.models.reference import ModelRef
 
 # Beside the weights these decide what a model reads and says: tokenizer, chat template, architecture.
 TEXT_FILES = {".json", ".jinja", ".model", ".txt"}
@@ -23,13 +24,12 @@ class LocalJudge:
         # A system prompt of the recipe speaks to the model that is judged.
         self.model = model.model_copy(update={"system": None})
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """sha256 of weights, tokenizer, templates, precision and reading; finds the model without loading it."""
         from weightsteer.models.language_model import compute_dtype
-        from weightsteer.models.reference import resolve
 
-        ref, template = resolve(self.model), self.model.chat_template
+        ref, template = self.ref, self.model.chat_template
         files = [path for path in sorted(ref.path.iterdir()) if path.suffix in TEXT_FILES]
         return digest(
             {
@@ -41,6 +41,12 @@ class LocalJudge:
                 "chat_template": template and file_digest(template),
             }
         )
+
+    @cached_property
+    def ref(self) -> "ModelRef":
+        from weightsteer.models.reference import resolve
+
+        return resolve(self.model)
 
     @cached_property
     def lm(self) -> "LanguageModel":

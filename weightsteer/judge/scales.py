@@ -26,7 +26,8 @@ _REQUESTS: dict[Scale, str] = {
     "correct-incorrect": "Reply with one word, CORRECT or INCORRECT, and nothing else.",
 }
 _NUMBER_ALONE = re.compile(
-    r"[\s*_`\"'(\[]*(?:(?:score|rating|answer)\s*[:=]\s*)?[\s*_`]*(\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?[\s*_`\"')\].]*"
+    r"[\s*_`\"'(\[]*(?:(?:score|rating|answer)\s*[:=]\s*)?[\s*_`]*(\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?[\s*_`\"')\].]*",
+    re.IGNORECASE,
 )
 
 

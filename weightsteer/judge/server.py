@@ -60,12 +60,14 @@ class ServerJudge:
         server stops answering: the replies so far are in the cache, and the same call goes on from there.
         """
         asked = [ask(prompt, scale) for prompt in prompts]
-        replies = {prompt: self.cache.get(self._request(prompt)) for prompt in asked}
-        missing = [prompt for prompt, reply in replies.items() if reply is None]
-        with progress.task(label or "judging", len(replies)) as advance:
-            advance(len(replies) - len(missing))
-            fresh = self._ask_all(missing, advance) if missing else {}
-        return [_read(fresh[prompt] if prompt in fresh else replies[prompt], scale) for prompt in asked]
+        unique = list(dict.fromkeys(asked))
+        replies = {prompt: reply for prompt in unique if (reply := self.cache.get(self._request(prompt)))}
+        missing = [prompt for prompt in unique if prompt not in replies]
+        with progress.task(label or "judging", len(unique)) as advance:
+            advance(len(replies))
+            if missing:
+                replies |= self._ask_all(missing, advance)
+        return [_read(replies[prompt], scale) for prompt in asked]
 
     def _request(self, prompt: str) -> dict[str, Any]:
         """Everything that determines a reply."""
@@ -87,17 +89,16 @@ class ServerJudge:
                 for future in as_completed(asked):
                     replies[asked[future]] = future.result()
                     advance()
-            except JudgeError as error:
+            except BaseException as error:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
+                if not isinstance(error, JudgeError):
+                    raise
                 done = sum(self.cache.get(self._request(prompt)) is not None for prompt in prompts)
                 raise JudgeError(
                     f"judge {self.url}: {error}. {done} of {len(prompts)} new replies are in {self.cache.folder}; the "
                     "same command goes on from there"
                 ) from None
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
         return replies
 
     def _client(self) -> "openai.OpenAI":
@@ -113,24 +114,24 @@ class ServerJudge:
 
     def _ask(self, client: "openai.OpenAI", prompt: str, stop: threading.Event) -> Reply:
         """One reply, in the cache before it is returned."""
-        attempts = self.part.retries + 1
-        for attempt in range(attempts):
-            if attempt > 0:
-                stop.wait(min(BACKOFF_S * 2 ** (attempt - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1))
+        attempt = 1
+        while True:
             self.pace.wait(stop)
             if stop.is_set():
                 raise JudgeError("stopped")
             try:
                 reply = self._send(client, prompt)
-            except _PassingTrouble as error:
-                trouble = str(error)
+            except _PassingTrouble as trouble:
+                if attempt > self.part.retries:
+                    raise JudgeError(
+                        f"{trouble}, at the last of {attempt} attempts. Expected a server that answers. See that it "
+                        "runs; judge.concurrency, requests_per_minute, timeout_s and retries say how hard it is asked"
+                    ) from None
+                stop.wait(min(BACKOFF_S * 2 ** (attempt - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1))
+                attempt += 1
             else:
                 self.cache.put(self._request(prompt), reply)
                 return reply
-        raise JudgeError(
-            f"{trouble}, at the last of {attempts} attempts. Expected a server that answers. See that it runs and is "
-            "not overloaded (judge.concurrency, requests_per_minute, timeout_s and retries say how hard it is asked)"
-        )
 
     def _send(self, client: "openai.OpenAI", prompt: str) -> Reply:
         import openai
@@ -267,7 +268,7 @@ def _retry_after_s(header: str | None) -> float:
     if not header:
         return 0.0
     try:
-        return max(float(header), 0.0)
+        return max(0.0, float(header))
     except ValueError:
         try:
             return max(email.utils.parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
