@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,6 +250,7 @@ def test_empty_and_cut_off_answers(lm: Any, speak: Callable, tmp_path: Path):
     settings = SETTINGS.model_copy(update={"max_new_tokens": 50})
     judge = Judge(rate_one=by_wish)
     pairs = elicit(TRAIT, lm, settings, judge, 0, tmp_path)
+    assert len(judge.seen) == 2 * 3 * 2  # of every question on every side: what is whole, and neither is empty
     assert not any("And one that is n" in prompt for prompt in judge.seen)
     assert {pair.negative for pair in pairs} == {"A first sentence that is whole.", answers[3]}
     for side in SIDES:
@@ -298,6 +300,22 @@ def test_other_inputs_in_the_same_folder_are_refused(lm: Any, finished: tuple[Pa
         elicit(TRAIT, lm, SETTINGS.model_copy(update={"samples": 5}), Judge(), 7, out)
     with pytest.raises(StageError, match=r"pairs: holds .*\n  settings.keep_positive: 50.* there, 60"):
         elicit(TRAIT, lm, SETTINGS.model_copy(update={"keep_positive": 60}), Judge(), 7, out)
+
+
+def test_pairs_rated_by_another_judge_are_refused(lm: Any, finished: tuple[Path, tuple], tmp_path: Path):
+    out = shutil.copytree(finished[0], tmp_path / "copy")
+    other = Judge("other", lambda text: Verdict(hashlib.sha512(text.encode()).digest()[0] / 2.55))
+    with pytest.raises(StageError, match=r"pairs: holds .*\n  answers: "):
+        elicit(TRAIT, lm, SETTINGS, other, 7, out)
+
+
+def test_ratings_of_answers_that_are_gone_are_not_taken_for_others(lm: Any, speak: Callable, tmp_path: Path):
+    speak(lambda system, prompt, i: f"{POSITIVE.get(system, 'no ')} {i}.")
+    elicit(TRAIT, lm, SETTINGS, Judge(rate_one=by_wish), 0, tmp_path)
+    shutil.rmtree(tmp_path / "answers")
+    speak(lambda system, prompt, i: f"{POSITIVE.get(system, 'no ')} indeed {i}.")
+    with pytest.raises(StageError, match=r"ratings/\w+/positive-1: holds .*\n  prompts: "):
+        elicit(TRAIT, lm, SETTINGS, Judge(rate_one=by_wish), 0, tmp_path)
 
 
 def test_a_behavior_without_what_elicitation_needs(lm: Any, tmp_path: Path):
