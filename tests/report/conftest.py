@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from many_methods import compared
 
 STRENGTHS = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 EVALS: dict[str, dict[str, Any]] = {
@@ -219,6 +220,18 @@ def make_report() -> dict[str, Any]:
 def example() -> dict[str, Any]:
     """The report as it is, not to be changed."""
     return make_report()
+
+
+@pytest.fixture(scope="session")
+def many() -> dict[str, Any]:
+    """A comparison of ten methods in format 2, not to be changed."""
+    return compared(make_report())
+
+
+@pytest.fixture
+def comparison(many: dict[str, Any]) -> dict[str, Any]:
+    """A comparison of its own for every test."""
+    return copy.deepcopy(many)
 
 
 @pytest.fixture

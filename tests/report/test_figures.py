@@ -2,11 +2,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from matplotlib import style
 
 from weightsteer.report import figures
 from weightsteer.report.figures import draw_figures
 from weightsteer.report.labels import Box, Label, place_labels
-from weightsteer.report.theme import LIGHT, method_style, new_figure
+from weightsteer.report.theme import DARK, LIGHT, method_look, new_figure, settings
 from weightsteer.report.tradeoff import draw_tradeoff, pick_tradeoff
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -46,6 +47,40 @@ def test_figures_are_drawn_only_from_what_is_there(report: dict[str, Any], drawn
     report["cells"] = [entry for entry in report["cells"] if entry["k"] == 0]
     report["merged"] = None
     assert drawn_names(report) == set()
+
+
+def test_a_comparison_has_a_figure_for_each_of_its_parts(comparison: dict[str, Any], drawn_names: Any) -> None:
+    assert drawn_names(comparison) == {
+        "tradeoff", "effects", "plot-1", "plot-2", "equal-kl", "interference", "vector-norms", "training",
+        "task-training", "activation-block",
+    }  # fmt: skip
+    comparison |= {"figures": [], "equal_kl": None, "interference": None, "task": None}
+    assert drawn_names(comparison) == {"tradeoff", "effects", "vector-norms", "training", "activation-block"}
+
+
+def test_strengths_in_very_different_units_stand_on_one_axis(
+    comparison: dict[str, Any], report: dict[str, Any]
+) -> None:
+    assert figures._draw_effects(comparison, LIGHT).axes[0].get_xscale() == "symlog"
+    assert figures._draw_effects(report, LIGHT).axes[0].get_xscale() == "linear"
+    words = figures._describe_effects(comparison)
+    assert words is not None
+    assert "95 % intervals of weights as bands" in words[1]
+    assert "The axis of k doubles at every mark beyond ±0.5." in words[1]
+
+
+def test_one_method_has_one_look_in_all_figures(comparison: dict[str, Any]) -> None:
+    """Also where a method before it is missing."""
+    for entry in comparison["cells"]:
+        if entry["method"] == "bias-only" and entry["eval"] == "capability":
+            entry["change"] = None
+
+    def color(figure: Any, label: str) -> Any:
+        return next(h.get_color() for h in figure.legends[0].legend_handles if h.get_label() == label)
+
+    tradeoff, effects = draw_tradeoff(comparison, LIGHT), figures._draw_effects(comparison, LIGHT)
+    assert [t.get_text() for t in tradeoff.legends[0].get_texts()].count("bias-only") == 0
+    assert color(tradeoff, "joint") == color(effects, "joint")
 
 
 def test_tradeoff_passes_through_the_base_and_leaves_out_what_was_not_scored(report: dict[str, Any]) -> None:
@@ -89,9 +124,29 @@ def test_an_estimate_without_bounds_is_drawn_as_a_point(report: dict[str, Any]) 
 
 def test_unknown_methods_have_a_look_of_their_own() -> None:
     names = ["weights", "lines", "ties"]
-    looks = {method_style(LIGHT, name, names) for name in names}
+    looks = {method_look(LIGHT, name, names) for name in names}
     assert len(looks) == 3
-    assert len({color for color, _ in looks}) == len({marker for _, marker in looks}) == 3
+    assert len({look.color for look in looks}) == len({look.marker for look in looks}) == 3
+
+
+def test_sixteen_methods_are_told_apart_without_color_too() -> None:
+    names = ["weights", "activations", "prompt", "finetuned", "random", *(f"other {i}" for i in range(11))]
+    for theme in (LIGHT, DARK):
+        looks = [method_look(theme, name, names) for name in names]
+        assert len({(look.marker, look.dashes) for look in looks}) == 16
+        assert len({(look.color, look.marker) for look in looks}) == 16
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 23])
+def test_a_legend_stands_within_the_figure_and_beside_the_data(count: int) -> None:
+    labels = [f"method {'x' * (i % 9)}" for i in range(count)]
+    with style.context(["default", settings(LIGHT)]):
+        figure, axes = new_figure(2.5, [{"color": "black", "label": label} for label in labels])
+        figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y0 >= axes.get_window_extent().y1
+    assert axes.get_window_extent().height > 1.5 * figure.dpi, "the legend takes no room from the data"
 
 
 def test_labels_keep_clear_of_one_another_and_drop_where_there_is_no_room() -> None:

@@ -125,6 +125,116 @@ def test_the_page_is_for_phones_for_dark_rooms_and_for_who_cannot_see(written: P
     assert anchors == {f"#{section['id']}" for section in html.attributes("section")}
 
 
+@pytest.fixture(scope="module")
+def compared(many: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("comparison")
+    write_report(many, out)
+    return out
+
+
+def texts(folder: Path) -> tuple[str, str]:
+    """What both pages say."""
+    markdown = MarkdownIt("commonmark").enable("table").render((folder / "report.md").read_text(encoding="utf-8"))
+    return Reader((folder / "report.html").read_text(encoding="utf-8")).text, Reader(markdown).text
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "θ + k(τ⁺ − τ⁻), all linear layers",
+        "2 seeds: 0, 1",
+        "seeds 0.208 to 0.248",
+        "joint: a single seed, so how far another training run would land is not known.",
+        "423 of 22560 answers could not be scored",
+        "On 60 answers labelled by hand: rank correlation 0.712.",
+        "9 unscored",
+        "untuned",
+        "+0.120 [+0.070, +0.175]",
+        "Fig. 2. Across, truthfulqa.accuracy: Right answers without a hint.",
+        "Fig. 15. Across, capability.p_correct",
+        "the 95th percentile of the per-token KL divergence of the steered model from the base is 0.5 nats",
+        "At k below 0, against weights: no method moved truthfulqa further beyond chance;",
+        "joint and prompt kept less of capability",
+        "k is only a sign: measured, not calibrated",
+        "0.5 nats are out of reach: at most 0.21",
+        "adjusted for all 51 comparisons by Holm's method",
+        "p < 0.001",
+        "−8.16",
+        "[+0.270, +0.354]",
+        "gcd + french + candor",
+        "trained on",
+        "gcd: 800 questions, 800 right solutions",
+        "Every method steers the model after this fine-tune",
+    ],
+)
+def test_both_pages_of_a_comparison_say_it(compared: Path, wanted: str) -> None:
+    for text in texts(compared):
+        assert wanted in text
+
+
+def test_a_comparison_is_for_phones_and_for_who_cannot_see(compared: Path) -> None:
+    html = Reader((compared / "report.html").read_text(encoding="utf-8"))
+    images = html.attributes("img")
+    assert len(images) == 9, "the heat map is a table on the page"
+    assert all(len(image["alt"] or "") > 40 for image in images)
+    assert (compared / "figures/interference.png").is_file()
+    anchors = {link["href"] for link in html.attributes("a")}
+    assert anchors == {f"#{section['id']}" for section in html.attributes("section")}
+    assert {"#figures", "#equal-kl", "#interference", "#task"} <= anchors
+    source = (compared / "report.html").read_text(encoding="utf-8")
+    tables_in, scrolls = source.count("<table"), source.count('<div class="scroll"')
+    assert tables_in == scrolls + 1, "every table but that of the stages scrolls by itself"
+
+
+def test_only_the_group_of_the_chosen_method_marks_the_chosen_row(compared: Path) -> None:
+    source = (compared / "report.html").read_text(encoding="utf-8")
+    assert source.count('<tr class="chosen">') == 3, "once an eval, though other groups have k = −1 too"
+    assert (compared / "report.md").read_text(encoding="utf-8").count("| −1 **chosen** |") == 3
+
+
+def test_a_cell_of_the_matrix_is_tinted_by_its_share(compared: Path) -> None:
+    source = (compared / "report.html").read_text(encoding="utf-8")
+    assert '<td class="above" style="--share: 45%"><b>+0.310</b>' in source
+    assert '<td class="below" style="--share: 6%">−0.040' in source
+
+
+def test_texts_of_a_comparison_are_shown_and_never_run(
+    comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightsteer.report.figures._png", lambda draw, report, theme: b"\x89PNG" + bytes(20))
+    comparison["methods"]["joint"]["about"] = HOSTILE
+    comparison["judge"]["model"] = comparison["task"]["source"] = HOSTILE
+    comparison["equal_kl"]["rows"][0]["note"] = comparison["interference"]["vectors"][0] = HOSTILE
+    write_report(comparison, tmp_path)
+    html = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert html.text.count(" ".join(HOSTILE.split())) >= 5
+    assert not html.attributes("script")
+    markdown = Reader(
+        MarkdownIt("commonmark").enable("table").render((tmp_path / "report.md").read_text(encoding="utf-8"))
+    )
+    assert markdown.text.count(" ".join(HOSTILE.split())) >= 5
+    assert not markdown.attributes("script")
+
+
+@pytest.mark.parametrize("empty", [None, "absent"])
+def test_what_a_run_did_not_compare_has_no_section(report: dict[str, Any], render: Any, empty: Any) -> None:
+    report["format"] = 2
+    for key in ("methods", "figures", "equal_kl", "interference", "task", "judge"):
+        if empty is None:
+            report[key] = None
+    plain = render({**report, "format": 1})
+    assert render(report) == plain
+    for text in plain:
+        assert "equal KL" not in text
+        assert "Interference" not in text
+
+
+def test_a_figure_with_nothing_to_draw_is_named(comparison: dict[str, Any], render: Any) -> None:
+    comparison["cells"] = [entry for entry in comparison["cells"] if entry["eval"] != "tone" or entry["k"] == 0]
+    for text in render(comparison):
+        assert "Fig. 15: nothing to draw, as no steered model was scored on both of its metrics." in text
+
+
 EVERYWHERE = (
     "k = −1 lowers sycophancy from 0.417 to 0.314",
     "Steered as asked",
@@ -202,10 +312,14 @@ def test_texts_of_the_model_are_shown_and_never_run(report: dict[str, Any], tmp_
     assert "``` </code></pre><script>" in markdown.text
 
 
-def test_every_table_row_of_the_markdown_has_its_columns(written: Path) -> None:
+@pytest.mark.parametrize(("folder", "count"), [("written", 9), ("compared", 18)])
+def test_every_table_row_of_the_markdown_has_its_columns(
+    folder: str, count: int, request: pytest.FixtureRequest
+) -> None:
+    written = request.getfixturevalue(folder)
     lines = (written / "report.md").read_text(encoding="utf-8").splitlines()
     heads = [number for number, line in enumerate(lines) if re.fullmatch(r"\|( ---:? \|)+", line)]
-    assert len(heads) == 9
+    assert len(heads) == count
     for head in heads:
         columns = lines[head].count("|")
         assert lines[head - 1].count("|") == columns
@@ -319,8 +433,8 @@ def test_facts_that_are_null_are_left_out(report: dict[str, Any], render: Any) -
 
 
 def test_a_report_of_another_format_is_refused(report: dict[str, Any], tmp_path: Path) -> None:
-    report["format"] = 2
-    with pytest.raises(StageError, match=r"report: the report to be written has format 2\. Expected format 1\."):
+    report["format"] = 3
+    with pytest.raises(StageError, match=r"report: the report to be written has format 3\. Expected 1 or 2\."):
         write_report(report, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 

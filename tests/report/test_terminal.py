@@ -46,3 +46,11 @@ def test_it_fits_a_terminal_however_many_evals(report: dict[str, Any]) -> None:
 
 def test_nothing_to_show_is_one_sentence() -> None:
     assert summary_table({"format": 1}) == "Nothing was evaluated, so there is no result to report."
+
+
+def test_many_methods_keep_to_the_width(comparison: dict[str, Any]) -> None:
+    table = summary_table(comparison)
+    assert max(map(len, table.splitlines())) <= 100
+    assert "+0.120 [+0.070, +0.175]*" in line_of(table, "untuned", "0")
+    assert "  activations, all blocks     8  " in table
+    assert line_of(table, "weights", "-1").startswith("> ")

@@ -118,12 +118,13 @@ def diagnostics(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def training_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """Side, steps, epochs, learning rate, kept step, time."""
-    shown = []
-    for side, run in part(report, "training").items():
-        plain = (run.get(key) for key in ("steps", "epochs", "learning_rate", "kept_step"))
-        texts = ["–" if value is None else f"{value:g}" for value in plain]
-        shown.append([side, *texts, numbers.duration(run.get("seconds"))])
-    return shown
+    return [[side, *history_row(run)] for side, run in part(report, "training").items()]
+
+
+def history_row(run: Mapping[str, Any]) -> list[str]:
+    """Steps, epochs, learning rate, kept step and time of one training."""
+    plain = (run.get(key) for key in ("steps", "epochs", "learning_rate", "kept_step"))
+    return [*("–" if value is None else f"{value:g}" for value in plain), numbers.duration(run.get("seconds"))]
 
 
 def pair_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:

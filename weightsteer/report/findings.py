@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 from weightsteer.report.numbers import Real
 from weightsteer.stats import Estimate
 
-# The weight vector first, then what it is compared with, the control last; methods of other names follow.
+# Where a report does not list its methods: the weight vector first, then what it is compared with, the control last.
 METHODS = ("weights", "activations", "prompt", "finetuned", "random")
+# What a cell may stand for besides a method; `untuned` is the model before the recipe's task fine-tune.
+NO_METHODS = ("base", "untuned", "merged")
 
 
 class Metric(NamedTuple):
@@ -21,6 +23,11 @@ class Metric(NamedTuple):
     @property
     def label(self) -> str:
         return self.eval if self.primary else f"{self.eval}.{self.name}"
+
+    @property
+    def full(self) -> str:
+        """With the metric's own name, where it says more than the eval's."""
+        return self.eval if self.eval == self.name else f"{self.eval}.{self.name}"
 
 
 class Cost(NamedTuple):
@@ -62,12 +69,10 @@ def estimate(entry: Mapping[str, Any] | None, field: str, metric: str) -> Estima
 
 
 def methods(report: Mapping[str, Any], eval: str | None = None) -> list[str]:
-    """Methods with a cell (of `eval`), in a fixed order; base and merged checkpoint are not methods."""
-    present = {entry["method"] for entry in cells(report) if eval in (None, entry["eval"])} - {
-        "base",
-        "merged",
-    }
-    return [name for name in METHODS if name in present] + sorted(present - set(METHODS))
+    """Labels of the methods with a cell (of `eval`), in the report's order; base and merged are not methods."""
+    present = {entry["method"] for entry in cells(report) if eval in (None, entry["eval"])} - set(NO_METHODS)
+    known = list(part(report, "methods")) or METHODS
+    return [name for name in known if name in present] + sorted(present.difference(known))
 
 
 def strengths(report: Mapping[str, Any], eval: str, method: str | None = None) -> list[Real]:

@@ -12,6 +12,8 @@ SIZE_PT = FONT_PT - 1.5
 # Where a label may stand around its point: near before far, above before beside before across.
 _DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
 _DISTANCES_PT = (4.0, 7.0, 10.0)
+# A label that must stand somewhere may go further for a clear place.
+_FAR_PT = (*_DISTANCES_PT, 16.0, 24.0, 33.0)
 # A label more than this covered, as a share of its own area, is worse than none.
 _TOLERABLE = 0.2
 
@@ -57,13 +59,16 @@ def place_labels(
     for label in labels:
         # DejaVu Sans: digits are 0.64 em wide, a line of text 1.16 em high.
         half_width, half_height = (em * SIZE_PT * pixels_per_pt for em in (0.32 * len(label.text), 0.58))
-        best, covered = None, math.inf
+        best, covered, tolerable = None, math.inf, _TOLERABLE * 4 * half_width * half_height
         at = axes.transData.transform((label.x, label.y))
-        for place in _places(at, half_width, half_height, pixels_per_pt):
-            covers = _covered(place.box, taken) + _outside(place.box, frame)
-            if covers < covered and (label.required or not _nearer(markers, place)):
-                best, covered = place, covers
-        if best is None or (covered > _TOLERABLE * 4 * half_width * half_height and not label.required):
+        for distance_pt in _FAR_PT if label.required else _DISTANCES_PT:
+            if distance_pt > _DISTANCES_PT[-1] and covered <= tolerable:
+                break  # near its point, though something is touched, is better than clear and far away
+            for place in _places(at, half_width, half_height, distance_pt * pixels_per_pt):
+                covers = _covered(place.box, taken) + _outside(place.box, frame)
+                if covers < covered and (label.required or not _nearer(markers, place)):
+                    best, covered = place, covers
+        if best is None or (covered > tolerable and not label.required):
             continue
         taken = np.vstack([taken, best.box])
         axes.annotate(
@@ -73,13 +78,11 @@ def place_labels(
         )  # fmt: skip
 
 
-def _places(point: np.ndarray, half_width: float, half_height: float, pixels_per_pt: float) -> list[_Place]:
+def _places(point: np.ndarray, half_width: float, half_height: float, distance: float) -> list[_Place]:
     places = []
-    for distance in _DISTANCES_PT:
-        for right, up in _DIRECTIONS:
-            x = point[0] + right * (distance * pixels_per_pt + half_width)
-            y = point[1] + up * (distance * pixels_per_pt + half_height)
-            places.append(_Place((x, y), _around(x, y, half_width, half_height), tuple(point)))
+    for right, up in _DIRECTIONS:
+        x, y = point[0] + right * (distance + half_width), point[1] + up * (distance + half_height)
+        places.append(_Place((x, y), _around(x, y, half_width, half_height), tuple(point)))
     return places
 
 

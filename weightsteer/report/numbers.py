@@ -1,6 +1,7 @@
 """How a number, an interval, a strength or a duration is written: sign, rounding, and what is missing."""
 
 import math
+from collections.abc import Sequence
 
 from weightsteer.stats import Estimate
 
@@ -73,6 +74,11 @@ def duration(seconds: Real | None) -> str:
 def sentence(text: str) -> str:
     """A text with a capital first and a full stop last."""
     return text[:1].upper() + text[1:] + ("" if not text or text.endswith(".") else ".")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas and an "and"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def excludes_zero(estimate: Estimate | None) -> bool:

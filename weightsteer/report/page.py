@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from weightsteer.errors import StageError
-from weightsteer.report import facts, numbers, tables
+from weightsteer.report import compared, equal_kl, facts, interference, numbers, pareto, tables
 from weightsteer.report.figures import Picture, draw_figures
-from weightsteer.report.findings import part
+from weightsteer.report.findings import chosen_method, part
 from weightsteer.report.verdict import headline, status
 
-FORMAT = 1
+FORMATS = (1, 2)
 
 
 def write_report(report: Mapping[str, Any], out: Path) -> None:
@@ -25,9 +25,10 @@ def write_report(report: Mapping[str, Any], out: Path) -> None:
     A part of the report that is null or absent is named as missing on the page; a number that is not finite
     is null in report.json. A report of another format is a StageError.
     """
-    if report.get("format") != FORMAT:
+    if report.get("format") not in FORMATS:
         raise StageError(
-            f"{out}: the report to be written has format {report.get('format')!r}. Expected format {FORMAT}. "
+            f"{out}: the report to be written has format {report.get('format')!r}. Expected "
+            f"{' or '.join(map(str, FORMATS))}. "
             "Render it with the version of weightsteer that made it, or run the recipe again"
         )
     figures = draw_figures(report)
@@ -62,8 +63,13 @@ def _render(name: str, report: Mapping[str, Any], figures: Mapping[str, Picture]
         headline=headline(report),
         status=status(report),
         part=lambda name: part(report, name),
+        chosen_method=chosen_method(report),
         facts=facts,
         tables=tables,
+        compared=compared,
+        equal_kl=equal_kl,
+        interference=interference,
+        pareto=pareto,
         figures=figures,
     )
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from weightsteer.report import numbers
 from weightsteer.report.findings import (
-    METHODS,
+    NO_METHODS,
     Metric,
     cell,
     cells,
@@ -18,6 +18,9 @@ from weightsteer.report.findings import (
     strengths,
 )
 
+# Columns of methods that fit on a page without scrolling sideways.
+ABREAST = 5
+
 
 class Entry(NamedTuple):
     """One cell of a table: where the model stands, how far it moved, and what is to be known about it."""
@@ -27,6 +30,7 @@ class Entry(NamedTuple):
     significant: bool = False
     chosen: bool = False
     note: str = ""
+    seeds: str = ""
 
 
 class Row(NamedTuple):
@@ -34,6 +38,13 @@ class Row(NamedTuple):
 
     k: str
     entries: list[Entry | None]
+
+
+class Group(NamedTuple):
+    """Some methods of an eval's table and the strengths they were run at."""
+
+    methods: list[str]
+    rows: list[Row]
 
 
 class DetailTable(NamedTuple):
@@ -52,8 +63,30 @@ class EvalTable(NamedTuple):
     items: str
     methods: list[str]
     base: Entry | None
+    untuned: Entry | None
     rows: list[Row]
     details: DetailTable
+
+    @property
+    def groups(self) -> list[Group]:
+        """The table as it is where its methods fit abreast, else several: methods of like strengths together."""
+        if len(self.methods) <= ABREAST:
+            return [Group(self.methods, self.rows)]
+        ran = [{row.k for row in self.rows if row.entries and row.entries[c]} for c in range(len(self.methods))]
+        alike = dict.fromkeys(frozenset(ks) for ks in ran)
+        chunks = [[c for c, own in enumerate(ran) if own == ks] for ks in alike]
+        groups: list[list[int]] = []
+        for columns in (chunk[i : i + ABREAST] for chunk in chunks for i in range(0, len(chunk), ABREAST)):
+            room = (g for g in groups if len(g) + len(columns) <= ABREAST and ran[columns[0]] <= ran[g[0]])
+            if (group := next(room, None)) is not None:
+                group += columns
+            else:
+                groups.append(columns)
+        return [self._group(columns) for columns in groups]
+
+    def _group(self, columns: list[int]) -> Group:
+        rows = [Row(row.k, [row.entries[c] for c in columns] if row.entries else []) for row in self.rows]
+        return Group([self.methods[c] for c in columns], [row for row in rows if not row.entries or any(row.entries)])
 
 
 def eval_tables(report: Mapping[str, Any]) -> list[EvalTable]:
@@ -81,7 +114,7 @@ def _eval_table(report: Mapping[str, Any], name: str) -> EvalTable:
     items = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     return EvalTable(
         name, metric.name, numbers.sentence(description.get("reads") or ""), items, columns,
-        _entry(report, metric, base) if base else None, rows, _details(report, name),
+        _entry(report, metric, base), _entry(report, metric, _untuned(report, name)), rows, _details(report, name),
     )  # fmt: skip
 
 
@@ -92,11 +125,23 @@ def _entry(report: Mapping[str, Any], metric: Metric, entry: Mapping[str, Any] |
     unscored = entry.get("n_unscored") or 0
     note = f"{unscored} unscored" if unscored else ""
     chosen = (entry["method"], entry["k"]) == (chosen_method(report), part(report, "choice").get("k"))
+    seeds = _seeds(entry, metric)
     if entry.get("change") is None:
-        return Entry(numbers.level(level), chosen=chosen, note=note)
+        return Entry(numbers.level(level), chosen=chosen, note=note, seeds=seeds)
     if level is None:
         return Entry(numbers.NOT_SCORED, chosen=chosen, note=note)
-    return Entry(numbers.number(level.mean), numbers.change(moved), numbers.excludes_zero(moved), chosen, note)
+    return Entry(numbers.number(level.mean), numbers.change(moved), numbers.excludes_zero(moved), chosen, note, seeds)
+
+
+def _untuned(report: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """The cell of the model before the task fine-tune."""
+    return next((c for c in cells(report) if (c["eval"], c["method"]) == (name, "untuned")), None)
+
+
+def _seeds(entry: Mapping[str, Any], metric: Metric) -> str:
+    """The lowest and the highest mean over training seeds, where there are several."""
+    means = [mean for seed in entry.get("seeds") or [] if (mean := seed["metrics"].get(metric.name)) is not None]
+    return f"seeds {numbers.number(min(means))} to {numbers.number(max(means))}" if len(means) > 1 else ""
 
 
 def _details(report: Mapping[str, Any], name: str) -> DetailTable:
@@ -104,7 +149,7 @@ def _details(report: Mapping[str, Any], name: str) -> DetailTable:
     found = [entry for entry in cells(report) if entry["eval"] == name]
     present = dict.fromkeys(metric for entry in found for metric in entry.get("metrics") or {})
     rows = []
-    for method in ("base", *methods(report, name), "merged"):
+    for method in ("untuned", "base", *methods(report, name), "merged"):
         for entry in sorted((entry for entry in found if entry["method"] == method), key=lambda entry: entry["k"]):
             head = [
                 method, numbers.strength(entry["k"]), str(entry["n"]), str(entry.get("n_unscored") or 0),
@@ -149,11 +194,12 @@ def merged_rows(report: Mapping[str, Any]) -> list[tuple[str, list[Entry | None]
 
 def sample_columns(report: Mapping[str, Any]) -> list[tuple[str, numbers.Real]]:
     """(method, k) of every answer, the weight vector's first and the base at its place among them."""
+    known = methods(report)
     found = {(a["method"], a["k"]) for sample in report.get("samples") or [] for a in sample["answers"]}
 
     def order(column: tuple[str, numbers.Real]) -> tuple[int, str, float]:
-        method = "weights" if column[0] == "base" else column[0]
-        return (METHODS.index(method) if method in METHODS else len(METHODS), method, column[1])
+        method = chosen_method(report) if column[0] in NO_METHODS else column[0]
+        return (known.index(method) if method in known else len(known), method, column[1])
 
     return sorted(found, key=order)
 

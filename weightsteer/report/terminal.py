@@ -25,7 +25,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
 def _blocks(report: Mapping[str, Any]) -> list[str]:
     """One table, or several below one another where the evals do not fit abreast."""
     found = {(entry["method"], entry["k"], entry["eval"]): entry for entry in cells(report)}
-    order = ["base", *methods(report), "merged"]
+    order = ["untuned", "base", *methods(report), "merged"]
     rows = sorted({(method, k) for method, k, _ in found}, key=lambda row: (order.index(row[0]), row[1]))
     chosen = (chosen_method(report), part(report, "choice").get("k"))
     methods_column = ["method", *(f"{'> ' if row == chosen else '  '}{row[0]}" for row in rows)]

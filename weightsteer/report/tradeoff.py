@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from weightsteer.report import numbers
 from weightsteer.report.findings import Metric, chosen_method, curve, guards, methods, part, target
 from weightsteer.report.labels import Box, Label, line_boxes, marker_box, place_labels
-from weightsteer.report.theme import FONT_PT, Theme, add_legend, method_entries, method_style, new_figure
+from weightsteer.report.theme import FONT_PT, Theme, method_entries, method_look, new_figure, reach
 from weightsteer.stats import Estimate
 
 # The chosen method's costs take at least this share of the height, however badly another method breaks.
@@ -28,6 +28,7 @@ class Tradeoff(NamedTuple):
     behavior: Metric
     capability: Metric
     allowed: numbers.Real | None
+    methods: list[str]
     curves: dict[str, list[Point]]
     chosen: tuple[str, numbers.Real | None]
     goal: str | None
@@ -48,7 +49,7 @@ def pick_tradeoff(report: Mapping[str, Any]) -> Tradeoff | None:
     if not curves:
         return None
     chosen = (chosen_method(report), choice.get("k"))
-    return Tradeoff(behavior, capability, allowed, curves, chosen, choice.get("goal"))
+    return Tradeoff(behavior, capability, allowed, methods(report), curves, chosen, choice.get("goal"))
 
 
 def describe_tradeoff(report: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -85,14 +86,13 @@ def draw_tradeoff(report: Mapping[str, Any], theme: Theme) -> Any:
     """The figure."""
     shown = pick_tradeoff(report)
     assert shown is not None
-    figure, axes = new_figure(4.9)
+    figure, axes = new_figure(4.9, method_entries(theme, list(shown.curves), shown.methods))
     _draw_frame(axes, shown, theme)
     # The first method is drawn last, above the others.
     for method, points in reversed(shown.curves.items()):
-        _draw_curve(axes, shown, method, points, theme, list(shown.curves))
+        _draw_curve(axes, shown, method, points, theme)
     axes.plot(0, 0, "o", color=theme.ink, markersize=6, zorder=8)
     _set_limits(axes, shown)
-    add_legend(figure, method_entries(theme, list(shown.curves)))
     figure.draw_without_rendering()
     place_labels(axes, _labels(shown, theme), _obstacles(axes, shown), _markers(shown))
     return figure
@@ -112,32 +112,27 @@ def _draw_frame(axes: Any, shown: Tradeoff, theme: Theme) -> None:
         )  # fmt: skip
 
 
-def _draw_curve(axes: Any, shown: Tradeoff, method: str, points: list[Point], theme: Theme, drawn: list[str]) -> None:
-    color, marker = method_style(theme, method, drawn)
+def _draw_curve(axes: Any, shown: Tradeoff, method: str, points: list[Point], theme: Theme) -> None:
+    look = method_look(theme, method, shown.methods)
     main, floor = method == shown.chosen[0], _floor(shown)
     axes.plot(
         [point.behavior.mean for point in points], [_height(point, floor) for point in points],
-        color=color, linewidth=1.8 if main else 1.1, alpha=1 if main else 0.75, zorder=3 + main,
+        **look.line, linewidth=1.8 if main else 1.1, alpha=1 if main else 0.75, zorder=3 + main,
     )  # fmt: skip
     for point in points:
         if point.k == 0:
             continue
         if _below(point, floor):
-            axes.plot(point.behavior.mean, floor, "v", color=color, markersize=6, clip_on=False, zorder=6)
+            axes.plot(point.behavior.mean, floor, "v", color=look.color, markersize=6, clip_on=False, zorder=6)
             continue
         at = (point.behavior.mean, point.capability.mean)
         axes.errorbar(
-            *at, xerr=_reach(point.behavior), yerr=_reach(point.capability), color=color, marker=marker,
-            elinewidth=0.8, markeredgecolor=theme.paper, markeredgewidth=0.5, alpha=1 if main else 0.8,
+            *at, xerr=reach(point.behavior), yerr=reach(point.capability), color=look.color, marker=look.marker,
+            ms=look.size, elinewidth=0.8, markeredgecolor=theme.paper, markeredgewidth=0.5, alpha=1 if main else 0.8,
             zorder=4 + main,
         )  # fmt: skip
         if (method, point.k) == shown.chosen:
             axes.plot(*at, "o", markersize=12, mfc="none", mec=theme.ink, mew=1.4, zorder=8)
-
-
-def _reach(estimate: Estimate) -> list[list[float]]:
-    """An interval as matplotlib takes it: distances below and above the mean."""
-    return [[max(estimate.mean - estimate.low, 0)], [max(estimate.high - estimate.mean, 0)]]
 
 
 def _floor(shown: Tradeoff) -> float | None:
@@ -171,7 +166,7 @@ def _labels(shown: Tradeoff, theme: Theme) -> list[Label]:
     first, rest = [Label(0.0, 0.0, "base", theme.ink, True)], []
     floor = _floor(shown)
     for method, points in shown.curves.items():
-        color, _ = method_style(theme, method, list(shown.curves))
+        color = method_look(theme, method, shown.methods).color
         for point in sorted(points, key=lambda point: -abs(point.k)):
             at, k = (point.behavior.mean, point.capability.mean), numbers.strength(point.k)
             if _below(point, floor):
