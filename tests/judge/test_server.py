@@ -74,7 +74,9 @@ def test_a_rerun_asks_nothing(tmp_path: Path):
     assert not list(tmp_path.rglob(".*"))
 
 
-@pytest.mark.parametrize("damage", ["", '{"request": 1}', '{"request', "[]"])
+@pytest.mark.parametrize(
+    "damage", ["", '{"request', "[]", '{"request": 1}', '{"request": 1, "reply": {"text": "99", "candidates": null}}']
+)
 def test_a_damaged_entry_is_asked_anew_and_rewritten(tmp_path: Path, damage: str):
     with serving(in_turn(says("80"))) as server:
         judge = open_server(server.url, tmp_path)
