@@ -275,12 +275,25 @@ def test_data_that_is_not_there(tmp_path: Path, write_task: Callable[..., Path])
         DataError, match=r"gone.yaml: it or its data cannot be loaded \(FileNotFoundError: Unable to find"
     ):
         read_items(settings(path), Given())
+    (tmp_path / "no.jsonl").write_text("no JSON", encoding="utf-8")
+    with pytest.raises(DataError, match=r"gone.yaml: it or its data cannot be loaded \(DatasetGenerationError: "):
+        read_items(settings(path), Given())
+    path.write_text("task: [", encoding="utf-8")
+    with pytest.raises(DataError, match=r"gone.yaml: it or its data cannot be loaded \(ParserError: "):
+        read_items(settings(path), Given())
 
 
 @needs_harness
 def test_examples_for_a_task_that_takes_none(write_task: Callable[..., Path]):
     with pytest.raises(DataError, match=r"task colors takes no examples, found num_fewshot 2. Expected 0 or none"):
         read_items(settings(write_task(num_fewshot=0), num_fewshot=2), Given())
+
+
+@needs_harness
+def test_a_task_that_is_named_twice(write_task: Callable[..., Path]):
+    first, second = write_task(), write_task("more", task="colors")
+    with pytest.raises(DataError, match=r"tasks: found colors twice. Expected each task once. Remove .*more.yaml"):
+        read_items(settings(first, second), Given())
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch):

@@ -27,7 +27,7 @@ METRICS = {
 ANSWER = "The answer is {}."
 MARK = "####"  # GSM8K puts the final number after it
 DISTRACTORS = 3
-WRITTEN = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
+WRITTEN = re.compile(r"(0|[1-9]\d*)(\.\d+)?")
 
 
 class Settings(EvalSettings):
@@ -102,24 +102,21 @@ def score(lm: Any, items: Sequence[Item], settings: Settings, given: Any) -> lis
 def distractors(number: Decimal) -> list[Decimal]:
     """Three wrong numbers near the right one, of its sign: two unlike neighbors among its digits exchanged, one more,
     one less; where that gives no three, ten more, double and so on."""
-    candidates = [_exchanged(number), number + 1, number - 1, number + 10, number * 2, number + 2, number + 3]
-    sign = math.copysign(1, number)
-    kept: list[Decimal] = []
-    for candidate in candidates:
-        same_sign = candidate is not None and (candidate == 0 or math.copysign(1, candidate) == sign)
-        if same_sign and candidate != number and candidate not in kept:
-            kept.append(candidate)
-    return kept[:DISTRACTORS]
+    size = abs(number)
+    candidates = [*_exchanged(size), size + 1, size - 1, size + 10, size * 2, size + 2]
+    wrong = dict.fromkeys(candidate for candidate in candidates if candidate >= 0 and candidate != size)
+    return [candidate.copy_sign(number) if candidate else candidate for candidate in wrong][:DISTRACTORS]
 
 
-def _exchanged(number: Decimal) -> Decimal | None:
-    """12 -> 21; None where no two neighbors differ, or only such that a zero would come first."""
-    digits = _plain(number)
-    for i, (a, b) in enumerate(itertools.pairwise(digits)):
-        exchanged = digits[:i] + b + a + digits[i + 2 :]
-        if a != b and (a + b).isdigit() and WRITTEN.fullmatch(exchanged):
-            return Decimal(exchanged)
-    return None
+def _exchanged(size: Decimal) -> list[Decimal]:
+    """12 -> 21; none where no two neighbors differ, or only such that a zero would come first."""
+    digits = _plain(size)
+    exchanged = [
+        digits[:i] + b + a + digits[i + 2 :]
+        for i, (a, b) in enumerate(itertools.pairwise(digits))
+        if a != b and (a + b).isdigit()
+    ]
+    return [Decimal(written) for written in exchanged if WRITTEN.fullmatch(written)][:1]
 
 
 def _plain(number: Decimal) -> str:

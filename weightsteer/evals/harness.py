@@ -74,6 +74,8 @@ def read_items(settings: Settings, given: Any) -> list[Item]:
 
 @functools.cache  # the harness reads 14,000 task files for its index, and every cell of a sweep asks
 def _load(tasks: tuple[Path | str, ...], num_fewshot: int | None) -> dict[str, Any]:
+    import yaml
+    from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
@@ -92,13 +94,16 @@ def _load(tasks: tuple[Path | str, ...], num_fewshot: int | None) -> dict[str, A
     loaded: dict[str, Any] = {}
     for task in tasks:
         try:
-            loaded |= manager.load([str(task)])["tasks"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            found = manager.load([str(task)])["tasks"]
+        except (DatasetsError, OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise DataError(
                 f"harness: task {task}: it or its data cannot be loaded ({type(error).__name__}: {error}). Expected a "
                 "task whose data set is on this machine or on a hub that can be reached. Go online once, or write a "
                 "task file with data_files of your own"
             ) from None
+        if twice := sorted(found.keys() & loaded.keys()):
+            raise DataError(f"harness: tasks: found {', '.join(twice)} twice. Expected each task once. Remove {task}")
+        loaded |= found
     for name, task in loaded.items():
         _set_fewshot(name, task, num_fewshot)
     return loaded
@@ -122,7 +127,8 @@ def score(lm: Any, items: Sequence[Item], settings: Settings, given: Any) -> lis
         wanted[item.task.task_name].append(item.number)
     for task in tasks.values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)  # each cell draws the same examples
-    results = evaluate(
+    asked: Any = evaluate  # takes whatever answers as its own model class does
+    results = asked(
         lm=SteeredModel(lm, settings.max_new_tokens, settings.chat),
         task_dict={"tasks": tasks},
         samples={name: sorted(numbers) for name, numbers in wanted.items()},

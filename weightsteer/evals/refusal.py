@@ -73,7 +73,7 @@ def read_items(settings: Settings, given: Any) -> list[Item]:
         label = row.get("label") or settings.unlabeled
         if label not in ("safe", "unsafe"):
             raise DataError(f"label: found {label!r}. Expected safe or unsafe, here or as `unlabeled` of the eval")
-        return Item(str(row.get("id") or where), *texts(row, key), label)
+        return Item(str(row.get("id") or where), texts(row, key)[0], label)
 
     path = settings.items
     if path is None or path.suffix not in (".csv", ".txt"):

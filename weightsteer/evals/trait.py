@@ -130,18 +130,18 @@ def _item_score(item: Item, answers: Sequence[str], verdicts: Sequence[Any]) -> 
 def _rubric(settings: Settings, given: Any) -> str:
     """The rubric of the settings, else that of the trait file, else the behavior's."""
     if settings.rubric is not None:
+        source = f"rubric {settings.rubric}"
         try:
-            rubric, source = settings.rubric.read_text(encoding="utf-8"), str(settings.rubric)
+            rubric = settings.rubric.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"trait: rubric {settings.rubric}: cannot be read ({error}). Expected a text file"
-            ) from None
+            raise DataError(f"trait: {source}: cannot be read ({error}). Expected a text file") from None
     elif settings.items is not None and _is_trait_file(settings.items):
-        return read_behavior(settings.items).rubric
+        source, rubric = str(settings.items), str(read_behavior(settings.items).rubric)
+    elif given.behavior is not None:
+        source, rubric = f"behavior {given.behavior.name}", str(given.behavior.rubric or "")
     else:
-        rubric = given.behavior.rubric if given.behavior else None
-        source = f"behavior {given.behavior.name}" if given.behavior else "no behavior is given"
-    if not rubric or "{answer}" not in rubric:
+        source, rubric = "no behavior is given", ""
+    if "{answer}" not in rubric:
         raise DataError(
             f"trait: {source}: the rubric {'has no {answer}' if rubric else 'is missing'}. Expected a text with "
             "{question} and {answer} where the judge is to see them. Add one to the behavior, or name a file as rubric"
