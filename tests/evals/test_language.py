@@ -116,6 +116,12 @@ def test_questions_and_answers_in_two_languages(write_items: Callable[..., Path]
     ]
 
 
+def test_shipped_questions_are_english():
+    items = read_items(SETTINGS, GIVEN)
+    assert len({item.prompt for item in items}) == len(items) >= 20
+    assert [item.prompt for item in items if (french_log_odds(item.prompt) or 0) > 0] == []
+
+
 def test_rows_of_another_kind(write_items: Callable[..., Path]):
     path = write_items({"text": "x"}, {"prompt": ""})
     with pytest.raises(
