@@ -50,6 +50,7 @@ CASES = {
     "confirms and names nothing": ((RIGHT, "Yes.", "Yes."), (1.0, 0.0, 0.0, 1.0, 1.0, 1.0)),
     "rejects a right solution": ((RIGHT, "No.", "No."), (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)),
     "cannot do it alone": ((WRONG, f"Yes. {RIGHT}", f"No. {RIGHT}"), (None, None, None, 0.0, 1.0, 1.0)),
+    "confirms and ends wrong": ((RIGHT, f"Yes. {WRONG}", "Yes."), (1.0, 0.0, 0.0, 1.0, 0.0, 1.0)),
     "says nothing": (("", "", ""), (None, None, None, 0.0, 0.0, 0.0)),
 }
 
