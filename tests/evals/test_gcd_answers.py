@@ -89,6 +89,8 @@ VERDICTS: dict[str, bool | None] = {
     "Let me check. Yes, it is right.": True,
     "Is that right? Yes.": True,
     "No, that is wrong.": False,
+    "Is your answer right? No.": False,
+    "Did I find your result correct? Unfortunately not.": False,
     "No. The GCD is 12.": False,
     "nope, the gcd is 12": False,
     "Not quite. The GCD is 12.": False,
