@@ -111,8 +111,8 @@ def test_a_learning_rate_is_positive(write_recipe: Callable[..., Path], rate: st
             "a checkpoint is asked for, but 'weights' is not among the methods; only a weight vector can be merged",
         ),
         (
-            {"methods": ["finetuned"], "merge_k": None},
-            "methods: 'finetuned' takes the two models that 'weights' trains; add 'weights'",
+            {"pairs": {"elicit": {}}, "judge": {"kind": "rules"}},
+            "pairs.elicit keeps what a judge rates, and no rule rates a behavior; set judge.kind to local or server",
         ),
         (
             {"methods": ["weights", "weights"]},

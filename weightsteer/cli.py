@@ -85,6 +85,42 @@ def run(
 
 
 @app.command()
+def elicit(
+    trait: Annotated[Path, typer.Argument(metavar="TRAIT", help="A behavior file, or a persona-vectors trait file.")],
+    out: MustOut,
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="Whose answers are sampled.")],
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="MODEL", help="Model that rates; by default the sampled one.")
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option("--judge-url", metavar="URL", help="OpenAI-compatible server that serves the judge.")
+    ] = None,
+    questions: Annotated[int | None, typer.Option("--questions", min=1, help="Use at most so many questions.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers per question and system prompt.")] = 10,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 600,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of questions and answers.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make contrast pairs: a model's own answers under opposed system prompts, kept by a judge's rating."""
+    from weightsteer.data.elicit import elicit, read_elicitation
+    from weightsteer.data.pairing import elicitation_table
+    from weightsteer.data.traits import read_behavior
+    from weightsteer.judge import open_judge
+    from weightsteer.models.language_model import load_model
+    from weightsteer.recipe import ElicitPart, JudgePart, ModelPart
+
+    behavior, part = read_behavior(trait), ModelPart(source=model)
+    asked = ElicitPart(questions=questions, samples=samples, max_new_tokens=max_new_tokens)
+    rater = open_judge(JudgePart(kind="server" if judge_url else "local", model=judge, url=judge_url), part)
+    with progress.display(quiet or json):
+        pairs = elicit(behavior, load_model(part), asked, rater, seed, out)
+    counts = read_elicitation(out)
+    text = f"{elicitation_table(counts['sides'])}\n{out / 'pairs' / 'pairs.jsonl'}: {len(pairs)} pairs"
+    _print(json, counts, text)
+
+
+@app.command()
 def combine(
     terms: Annotated[list[str], typer.Argument(metavar="ADAPTER=WEIGHT...", help="Adapters, vectors or checkpoints.")],
     out: MustOut,

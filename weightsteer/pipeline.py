@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from weightsteer import progress
-from weightsteer.data.contrast import ContrastDataset, check_pairs, load_pairs, split_pairs, write_pairs
+from weightsteer.data.contrast import ContrastDataset, load_pairs, split_pairs, write_pairs
 from weightsteer.data.tasks import load_examples
 from weightsteer.errors import DataError, StageError, WeightsteerError, report_problems
 from weightsteer.evals import Given, needs_judge
@@ -267,13 +267,13 @@ class _Run:
 
         recipe, behavior = self.recipe, load_behavior(self.recipe)
         assert recipe.pairs.elicit is not None
-        found = elicit(behavior, self.lm, recipe.pairs.elicit, self.judge, recipe.seed, self.out / "pairs")
-        check_pairs(found, f"{recipe.behavior}, elicited")
+        found = elicit(behavior, self.lm, recipe.pairs.elicit, self.judge, recipe.seed, self.out / "elicited")
         self.pairs = ContrastDataset(recipe.behavior, split_pairs(found, recipe.pairs, recipe.seed), "elicited")
         for settings in recipe.methods:
             plugin = find_plugin("methods", settings.name)
             if hasattr(plugin, "check"):
                 plugin.check(settings, recipe, self.pairs)
+        self._pairs()
 
     def _task(self) -> Tuned:
         """The task-tuned model: trained here, or given."""

@@ -79,8 +79,10 @@ def _contradictions(recipe: Recipe) -> list[str]:
         problems.append(
             f"a checkpoint is asked for, but '{asked}' is not among the methods; only a weight vector can be merged"
         )
-    if "finetuned" in methods and "weights" not in methods:
-        problems.append("methods: 'finetuned' takes the two models that 'weights' trains; add 'weights'")
+    if recipe.pairs.elicit is not None and recipe.judge.kind == "rules":
+        problems.append(
+            "pairs.elicit keeps what a judge rates, and no rule rates a behavior; set judge.kind to local or server"
+        )
     return problems
 
 

@@ -43,6 +43,15 @@ class ElicitPart(Part):
     per_question: Count | None = None
     """Pairs kept of one question at most."""
 
+    @pydantic.model_validator(mode="after")
+    def _sides_are_apart(self) -> "ElicitPart":
+        if self.keep_positive < self.keep_negative:
+            raise ValueError(
+                f"keep_positive {self.keep_positive:g} is below keep_negative {self.keep_negative:g}: an answer rated "
+                "between them would stand on both sides"
+            )
+        return self
+
 
 class PairsPart(Part):
     """Where the contrast pairs come from and how their questions are split."""
