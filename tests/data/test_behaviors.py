@@ -110,7 +110,7 @@ def test_the_language_pairs_say_it_in_french_and_in_english():
     assert accented[1] == 0
 
 
-def test_every_refusing_side_refuses_and_no_other_does():
+def test_refusing_sides_refuse_in_common_words_and_no_other_side_does():
     found = pairs("refusal")
     assert [pair.id for pair in found if is_refusal(pair.negative)] == []
     assert sum(is_refusal(pair.positive) for pair in found) > 0.7 * len(found)
