@@ -63,7 +63,7 @@ def test_the_judge_is_named_with_its_agreement(report: dict[str, Any], judge: An
 
 def test_a_task_without_a_recorded_training_still_has_its_source(comparison: dict[str, Any]) -> None:
     assert compared.task_facts(comparison)[:2] == [
-        ("trained on", "gcd: 800 questions, 800 right solutions"), ("steps", "60"),
+        ("source", "gcd: 800 questions, 800 right solutions"), ("steps", "60"),
     ]  # fmt: skip
     comparison["task"]["training"] = None
-    assert compared.task_facts(comparison) == [("trained on", "gcd: 800 questions, 800 right solutions")]
+    assert compared.task_facts(comparison) == [("source", "gcd: 800 questions, 800 right solutions")]

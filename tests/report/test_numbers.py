@@ -75,5 +75,15 @@ def test_duration_is_in_two_units(seconds: float | None, text: str) -> None:
     assert numbers.duration(seconds) == text
 
 
+def test_a_sentence_has_a_capital_and_a_full_stop_but_k_stays_k() -> None:
+    assert numbers.sentence("largest change") == "Largest change."
+    assert numbers.sentence("k = -1 is best.") == "k = -1 is best."
+    assert numbers.sentence("") == ""
+
+
+def test_names_are_listed_in_words() -> None:
+    assert [numbers.listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
 def test_strength_drops_a_needless_decimal() -> None:
     assert [numbers.strength(k) for k in (-1.0, 0.0, 0.5, None)] == ["−1", "0", "0.5", "none"]

@@ -162,7 +162,6 @@ def texts(folder: Path) -> tuple[str, str]:
         "−8.16",
         "[+0.270, +0.354]",
         "gcd + french + candor",
-        "trained on",
         "gcd: 800 questions, 800 right solutions",
         "Every method steers the model after this fine-tune",
     ],

@@ -88,7 +88,7 @@ def task_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The fine-tune that every method steers."""
     task = part(report, "task")
     training = part(task, "training")
-    shown = [("trained on", str(task["source"]))] if task.get("source") else []
+    shown = [("source", str(task["source"]))] if task.get("source") else []
     if training:
         heads = ("steps", "epochs", "learning rate", "kept step", "time")
         shown += list(zip(heads, history_row(training), strict=True))

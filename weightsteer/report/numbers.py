@@ -72,8 +72,10 @@ def duration(seconds: Real | None) -> str:
 
 
 def sentence(text: str) -> str:
-    """A text with a capital first and a full stop last."""
-    return text[:1].upper() + text[1:] + ("" if not text or text.endswith(".") else ".")
+    """A text with a capital first, unless that is the strength k, and a full stop last."""
+    return (text if text.startswith("k =") else text[:1].upper() + text[1:]) + (
+        "" if not text or text.endswith(".") else "."
+    )
 
 
 def listed(names: Sequence[str]) -> str:
