@@ -28,7 +28,7 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 PEERS = {("methods", "evals"), ("hub", "report")}
 # They cost seconds, so they are imported inside the functions that need them; torch may stand at the top of some rooms.
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "scipy", "matplotlib", "huggingface_hub",
-         "safetensors", "gguf"}  # fmt: skip
+         "safetensors", "gguf", "openai", "lm_eval"}  # fmt: skip
 ROOMS_OF_TORCH = {"weights", "merging", "activations", "models"}
 
 

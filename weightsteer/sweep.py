@@ -1,7 +1,7 @@
 """Every method over its strengths on every eval, the unsteered model shared; then the strength to release."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -172,18 +172,26 @@ def _reason(best: Candidate | None, candidates: Sequence[Candidate], choose: Cho
 def _eval_inputs(recipe: Recipe, settings: Any, given: Given) -> dict[str, Any]:
     """What determines the items and scores of one eval, the content of its item files included."""
     plugin = find_plugin("evals", settings.name)
-    files = {name: value for name, value in settings if isinstance(value, Path)}
     judged = needs_judge(settings)
     return {
         "eval": settings.name,
         "version": plugin.VERSION,
         "settings": {name: value for name, value in settings if not isinstance(value, Path) and name != "label"},
-        "files": {name: file_digest(path) for name, path in files.items() if path.is_file()},
+        "files": {name: file_digest(path) for name, path in _files(settings) if path.is_file()},
         "pairs": given.pairs.digest if getattr(plugin, "PAIRS", False) else None,
         "behavior": given.behavior.model_dump(mode="json", exclude={"pairs"}) if judged else None,
         "judge": given.judge.digest if judged and given.judge is not None else None,
         "seed": recipe.seed,
     }
+
+
+def _files(settings: Any) -> Iterator[tuple[str, Path]]:
+    """(key, path) of every file that an eval's settings name; task files of the harness stand in a list, as texts."""
+    for key, value in settings:
+        if isinstance(value, Path):
+            yield key, value
+        elif isinstance(value, tuple):
+            yield from ((f"{key}: {v}", Path(v)) for v in value if isinstance(v, str) and v.endswith((".yaml", ".yml")))
 
 
 def _write_answers(lm: LanguageModel, recipe: Recipe, prompts: Sequence[str], path: Path) -> None:
