@@ -108,7 +108,7 @@ def test_status_knows_the_stages_of_the_task_and_the_seeds(tuned: tuple[Recipe, 
 
 
 def test_vectors_of_several_behaviors_and_their_interference(tmp_path: Path):
-    other = [{"prompt": f"Say {i}.", "positive": f"{i} it is!", "negative": f"Not {i}."} for i in range(20)]
+    other = [{"prompt": f"Say {i}.", "positive": f"{i} it is!", "negative": f"Not {i}, sorry."} for i in range(20)]
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, other)), encoding="utf-8")
     path = tiny_recipe(

@@ -9,7 +9,7 @@ from typing import Any
 from weightsteer import progress
 from weightsteer.calibration import PERCENTILE, Calibration, calibrate, measured
 from weightsteer.evals import Given
-from weightsteer.evaluation import EvalResult, change, columns, draw
+from weightsteer.evaluation import EvalResult, change, draw, paired_columns
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.points import Fitted, Point
 from weightsteer.recipe import EqualKl, Recipe, find_plugin
@@ -129,14 +129,10 @@ def _against(
             continue
         for eval, metric in metrics:
             if metric in own[eval].metrics and metric in other[eval].metrics:
-                found = asdict(change(own[eval], other[eval], metric)) | {"p": _p_value(own[eval], other[eval], metric)}
+                p = paired_test(*paired_columns(own[eval], other[eval], metric))
+                found = asdict(change(own[eval], other[eval], metric)) | {"p": p}
                 row["against"][f"{eval}.{metric}"] = found
                 tests.append(found)
     for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_adjusted"] = p
     return len(tests)
-
-
-def _p_value(a: EvalResult, b: EvalResult, metric: str) -> float:
-    (left, w_left), (right, w_right) = columns(a.scores, metric), columns(b.scores, metric)
-    return paired_test(left, right, (w_left, w_right))

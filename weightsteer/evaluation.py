@@ -166,6 +166,20 @@ def _estimates(scores: Sequence[ItemScore], known: Iterable[str], where: str) ->
 
 def change(steered: EvalResult, reference: EvalResult, metric: str) -> Estimate:
     """Paired difference steered - reference of one metric over the items that both scored."""
+    treated, control, weights = paired_columns(steered, reference, metric)
+    try:
+        return paired_difference(treated, control, weights)
+    except ValueError as error:
+        raise DataError(
+            f"{steered.eval}.{metric}, {steered.method} at k = {steered.k:g} against {reference.method}: {error}. Use "
+            "more items"
+        ) from None
+
+
+def paired_columns(
+    steered: EvalResult, reference: EvalResult, metric: str
+) -> tuple[list[float], list[float], tuple[list[float], list[float]]]:
+    """Values of the items that both scored, steered and reference, and how much each counts on either side."""
     ids = [item.id for item in steered.scores]
     if ids != [item.id for item in reference.scores]:
         raise DataError(f"{steered.eval}: two results to compare are over different items; run the eval again on both")
@@ -176,13 +190,7 @@ def change(steered: EvalResult, reference: EvalResult, metric: str) -> Estimate:
     ]
     treated, w_treated = columns([a for a, _ in both], metric)
     control, w_control = columns([b for _, b in both], metric)
-    try:
-        return paired_difference(treated, control, (w_treated, w_control))
-    except ValueError as error:
-        raise DataError(
-            f"{steered.eval}.{metric}, {steered.method} at k = {steered.k:g} against {reference.method}: {error}. Use "
-            "more items"
-        ) from None
+    return treated, control, (w_treated, w_control)
 
 
 def draw(items: Sequence[Any], limit: int | None, seed: int) -> list[Any]:

@@ -400,13 +400,31 @@ class _Run:
             "results": results,
         }
 
+    def _agreement(self) -> dict[str, Any] | None:
+        """How far the judge of a stance agrees with labels given by hand, where the run was judged so."""
+        from weightsteer.judge.agreement import judge_agreement
+
+        judged = self.recipe.pairs.elicit is not None or self.given.judge is not None
+        behavior = load_behavior(self.recipe)
+        if not judged or behavior.name != "sycophancy" or behavior.rubric is None:  # the only labels there are
+            return None
+        folder, rubric = self.out / "checks" / "judge", behavior.rubric
+        inputs = {"judge": self.judge.digest, "rubric": rubric}
+        run_stage(
+            folder,
+            inputs,
+            lambda path: write_text(path / "agreement.json", json.dumps(judge_agreement(self.judge, rubric), indent=1)),
+        )
+        return json.loads((folder / "agreement.json").read_text(encoding="utf-8"))
+
     def _report(
         self, tuned: Tuned, results: Any, choice: Any, released: Any, compared: Any, seconds: float
     ) -> dict[str, Any]:
         from weightsteer.report import write_report
         from weightsteer.summary import Found, summarize
 
-        found = Found(self.pairs, tuned.lm, self.fitted, results, choice, released, compared, self.out)
+        trusted = self._agreement()
+        found = Found(self.pairs, tuned.lm, self.fitted, results, choice, released, compared, trusted, self.out)
         report = to_json(summarize(self.recipe, found) | {"stages": self.seconds})
         report["environment"] |= {"command": _command(), "seconds": round(seconds, 1)}
         folder = self.out / "report"

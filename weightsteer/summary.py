@@ -36,6 +36,8 @@ class Found:
     """What the merge and its verification said, with `results`."""
     compared: Mapping[str, Any] | None
     """Methods at equal divergence from the unsteered model."""
+    agreement: Mapping[str, Any] | None
+    """How far the judge agrees with labels given by hand."""
     out: Path
 
 
@@ -64,7 +66,7 @@ def summarize(recipe: Recipe, found: Found) -> dict[str, Any]:
         "vector": _vector(found),
         "task": _task(recipe, found.out),
         "training": _training(found.out / "weights"),
-        "judge": _judge(recipe),
+        "judge": _judge(recipe, found.agreement),
         "pairs": _pairs(found.pairs),
         "activation": _activation(found.out),
         "samples": _samples(recipe, found.out),
@@ -134,12 +136,12 @@ def _task(recipe: Recipe, out: Path) -> dict[str, Any] | None:
     return {"source": named, "label": UNTUNED, "training": _history(out / "task" / "adapter")}
 
 
-def _judge(recipe: Recipe) -> dict[str, Any] | None:
+def _judge(recipe: Recipe, agreement: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Which judge rated, where one did."""
     if recipe.pairs.elicit is None and not any(needs_judge(settings) for settings in recipe.evals):
         return None
     model = recipe.judge.model or (recipe.model.source if recipe.judge.kind == "local" else None)
-    return {"kind": recipe.judge.kind, "model": model, "agreement": None}
+    return {"kind": recipe.judge.kind, "model": model, "agreement": agreement}
 
 
 def environment(lm: LanguageModel) -> dict[str, Any]:
@@ -252,10 +254,7 @@ def _samples(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
 
 
 def _notes(recipe: Recipe, results: Sequence[EvalResult]) -> list[str]:
-    if recipe.repeats > 1:
-        notes = [f"{recipe.repeats} training seeds: intervals are over items of the mean over seeds."]
-    else:
-        notes = ["One training seed: run-to-run spread is not in the intervals, which are over items only."]
+    notes = []
     for settings in recipe.evals:
         cells = [r for r in results if r.eval == settings.label and r.metric in r.metrics]
         base = [r for r in cells if r.method == BASE]

@@ -129,10 +129,10 @@ def test_another_pair_of_prompts_by_its_number(write_recipe: Callable[..., Path]
     first = fitted(prompt, load_recipe(path), pairs, lm, tmp_path)
     second = fitted(prompt, load_recipe(path, ["methods[2].number=2"]), pairs, lm, tmp_path)
     assert first.digest != second.digest
+    recipe = load_recipe(path, ["methods[2].number=99"])
     with pytest.raises(
         RecipeError, match=r"methods prompt.number: 99, but behavior sycophancy has \d+ pairs of system promp"
     ):
-        recipe = load_recipe(path, ["methods[2].number=99"])
         prompt.check(recipe.method("prompt"), recipe, pairs)
 
 

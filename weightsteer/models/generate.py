@@ -128,7 +128,7 @@ def _score(
         return [[next(alone)[0] for _ in options] for _, options in rows]
     scores: list[list[tuple[float, int]]] = [[] for _ in rows]
     lengths = [len(prompt) + sum(len(option) - 1 for option in options) for prompt, options in rows]
-    with progress.task(label or "scoring", len(rows)) as advance, _float32_logits(lm.network):
+    with progress.task(label or "scoring", len(rows)) as advance, float32_logits(lm.network):
         beginning = _beginning(lm, [prompt for prompt, _ in rows])
         for batch in batches(lengths, batch_tokens(lm)):
             for i, result in zip(batch, _score_batch(lm, [rows[i] for i in batch], beginning), strict=True):
@@ -160,7 +160,7 @@ def _beginning(lm: LanguageModel, prompts: list[list[int]]) -> _Beginning:
     if len(prompts) < 2 or width < SHARED_TOKENS or not sees_everything(lm.network):
         return _Beginning()
     ids = torch.tensor([prompts[0][:width]], device=lm.device)
-    with _answer_span(0):
+    with answer_span(0):
         return _Beginning(width, lm.network(input_ids=ids, logits_to_keep=1, use_cache=True).past_key_values)
 
 
@@ -192,7 +192,7 @@ def _score_batch(
             positions[r, column:end] = torch.arange(len(prompt), len(prompt) + len(option) - 1)
             part[r, column:end] = number
             column = end
-    with _answer_span(1 + option_width):
+    with answer_span(1 + option_width):
         logits = lm.network(
             input_ids=ids[:, skip:].to(lm.device),
             logits_to_keep=1 + option_width,
@@ -221,7 +221,8 @@ def _read(
 
 
 @contextlib.contextmanager
-def _answer_span(columns: int) -> Iterator[None]:
+def answer_span(columns: int) -> Iterator[None]:
+    """Say inside the block how many trailing columns predict answer tokens; see `answer_columns`."""
     token = _answer_columns.set(columns)
     try:
         yield
@@ -230,7 +231,7 @@ def _answer_span(columns: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _float32_logits(network: Any) -> Iterator[None]:
+def float32_logits(network: Any) -> Iterator[None]:
     """Compute the output head in float32: half-precision logits are spaced up to 1/8 apart, options differ by less."""
     head = network.get_output_embeddings()
     if head is None or type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightsteer.models.generate import PLAIN, _answer_span, _float32_logits
+from weightsteer.models.generate import PLAIN, answer_span, float32_logits
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.models.side_by_side import attention_inputs
 
@@ -44,7 +44,7 @@ def path_log_probs(
         ids[row, start:end] = torch.tensor(prompt + path[:-1])
         positions[row, start:end] = torch.arange(end - start)
         part[row, start:end] = 0
-    with _answer_span(path_width), _float32_logits(lm.network):
+    with answer_span(path_width), float32_logits(lm.network):
         logits = lm.network(
             input_ids=ids.to(lm.device),
             logits_to_keep=path_width,
