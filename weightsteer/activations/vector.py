@@ -3,39 +3,51 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
+from weightsteer.activations.steering import Mode, ablate_hooks, add_hooks, strengths_of
 from weightsteer.errors import AdapterError
+from weightsteer.models import Message
 from weightsteer.models.blocks import decoder_blocks
-from weightsteer.models.generate import answer_columns
 from weightsteer.models.language_model import LanguageModel
+from weightsteer.models.paths import greedy_paths
 from weightsteer.stage import digest
 
 FILE = "activation_vector.safetensors"
-# generated: the last prompt token and every answer token; all: every token (arXiv 2507.21509, section 3; methods 0.3).
-Mode = Literal["generated", "all"]
+Operation = Literal["add", "ablate"]
+# A vector used at another site than it was made for steers wrongly without a word, so the file names it.
+SITES: dict[Operation, str] = {
+    "add": "block output, 0-based",
+    "ablate": "every block input, attention and MLP output; read at a block output, 0-based",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationVector:
-    """Mean positive minus mean negative output of some decoder blocks (0-based), added k times while steering."""
+    """Mean positive minus mean negative output of some decoder blocks (0-based), added k times while steering.
+
+    With operation `ablate` the one direction, whichever block it was read at, is taken out of the whole residual
+    stream instead: x −= k·r̂r̂ᵀx.
+    """
 
     directions: Mapping[int, Float[Tensor, " d_model"]]
     base: str | None = None
     mode: Mode = "generated"
     info: Mapping[str, Any] = field(default_factory=dict)
+    operation: Operation = "add"
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of directions and mode."""
-        return digest([self.mode, {block: v.tolist() for block, v in sorted(self.directions.items())}])
+        """sha256 of directions, mode and operation."""
+        what = [self.mode, {block: v.tolist() for block, v in sorted(self.directions.items())}]
+        return digest(what if self.operation == "add" else [self.operation, *what])
 
     def at(self, *blocks: int) -> "ActivationVector":
         """The directions of these blocks alone."""
@@ -56,12 +68,19 @@ class ActivationVector:
         changes = {b: self.directions[b] - self.directions[b - 1] for b in blocks[1:-1]}
         return replace(self, directions={0: self.directions[0], **changes})
 
+    def ablating(self) -> "ActivationVector":
+        """The same direction, taken out of every token instead of added (arXiv 2406.11717, section 2.4)."""
+        _one_direction(self)
+        return replace(self, operation="ablate", mode="all")
+
     def __add__(self, other: "ActivationVector") -> "ActivationVector":
         base = _same_base(self, other)
         if self.mode != other.mode:
             raise AdapterError(
                 f"vectors of two modes, {self.mode} and {other.mode}. Expected one: they act on other tokens"
             )
+        if "ablate" in (self.operation, other.operation):
+            raise AdapterError("a vector that ablates: has no sums. Expected two that add; apply one within the other")
         total = dict(self.directions)
         for block, direction in other.directions.items():
             total[block] = total[block] + direction if block in total else direction
@@ -101,8 +120,8 @@ class ActivationVector:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         metadata = {
-            "operation": "add",
-            "site": "block output, 0-based",
+            "operation": self.operation,
+            "site": SITES[self.operation],
             "sign": "positive minus negative",
             "mode": self.mode,
             "base": self.base or "",
@@ -122,52 +141,86 @@ class ActivationVector:
             with safe_open(path, "pt") as file:
                 said = file.metadata() or {}
                 directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in list(file.keys())}
-            return cls(directions, said["base"] or None, said["mode"], json.loads(said["info"]))
+            vector = cls(directions, said["base"] or None, said["mode"], json.loads(said["info"]), said["operation"])
+            site = said["site"]
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise AdapterError(
                 f"{path}: not an activation vector ({error}). Expected a file that ActivationVector.save wrote"
             ) from None
+        if vector.mode not in get_args(Mode) or SITES.get(vector.operation) != site:
+            raise AdapterError(
+                f"{path}: operation {vector.operation!r} at {site!r} in mode {vector.mode!r}. Expected one of "
+                f"{SITES} and a mode of {', '.join(get_args(Mode))}. Read it with the version that wrote it"
+            )
+        return vector
+
+    def applied(
+        self, lm: LanguageModel, k: float, any_base: bool = False
+    ) -> contextlib.AbstractContextManager[LanguageModel]:
+        """Steer `lm` inside the block: h += k·direction at the output of each block; k = 0 adds no hook at all."""
+        return self._applied(lm, k, any_base)
+
+    def applied_by_row(
+        self, lm: LanguageModel, ks: Sequence[float], any_base: bool = False
+    ) -> contextlib.AbstractContextManager[LanguageModel]:
+        """Steer row i of every batch with ks[i] inside the block.
+
+        For passes that keep the rows in order; `generate` and `score_options` sort them by length. See `generate_many`.
+        """
+        return self._applied(lm, ks, any_base)
 
     @contextlib.contextmanager
-    def applied(self, lm: LanguageModel, k: float, any_base: bool = False) -> Iterator[LanguageModel]:
-        """Steer `lm` inside the block: h += k·direction at the output of each block; k = 0 adds no hook at all."""
-        if not math.isfinite(k):
-            raise AdapterError(f"k = {k}: not a finite number. Expected one such as -1.5")
+    def _applied(self, lm: LanguageModel, ks: float | Sequence[float], any_base: bool) -> Iterator[LanguageModel]:
+        k = strengths_of(ks)
         if self.base not in (None, lm.ref.fingerprint) and not any_base:
             raise AdapterError(
                 f"activation vector of base {self.base}, model {lm.ref.source} is {lm.ref.fingerprint}. Expected the "
                 "base it was made on; pass any_base=True for a fine-tune of it"
             )
-        hooks = []
-        if k != 0:
-            blocks = decoder_blocks(lm.network)
-            for b, direction in self.directions.items():
-                if not 0 <= b < len(blocks) or direction.numel() != lm.network.config.get_text_config().hidden_size:
-                    raise AdapterError(
-                        f"activation vector: block {b} of width {direction.numel()} does not exist in {lm.ref.source}, "
-                        f"which has {len(blocks)} blocks of width {lm.network.config.get_text_config().hidden_size}"
-                    )
-            for b, direction in self.directions.items():
-                step = (k * direction).to(lm.device, lm.network.dtype)
-                hooks.append(blocks[b].register_forward_hook(_adder(step, self.mode)))
-        try:
+        self._check_fits(lm)
+        with contextlib.ExitStack() as undo:
+            if k.any():
+                if self.operation == "ablate":
+                    hooks = ablate_hooks(lm, _one_direction(self), k, self.mode)
+                else:
+                    hooks = add_hooks(lm, self.directions, k, self.mode)
+                for hook in hooks:
+                    undo.callback(hook.remove)
             yield lm
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+    def _check_fits(self, lm: LanguageModel) -> None:
+        blocks, width = len(decoder_blocks(lm.network)), lm.network.config.get_text_config().hidden_size
+        for b, direction in self.directions.items():
+            if not 0 <= b < blocks or direction.numel() != width:
+                raise AdapterError(
+                    f"activation vector: block {b} of width {direction.numel()} does not exist in {lm.ref.source}, "
+                    f"which has {blocks} blocks of width {width}"
+                )
 
 
-def _adder(step: Tensor, mode: Mode) -> Any:
-    def add(_module: Any, _inputs: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if mode == "all":
-            hidden = hidden + step
-        else:
-            hidden = hidden.clone()
-            hidden[:, max(hidden.shape[1] - answer_columns(), 0) :] += step
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+def generate_many(
+    lm: LanguageModel,
+    prompt: str | Sequence[Message],
+    vector: ActivationVector,
+    ks: Sequence[float],
+    max_new_tokens: int,
+    any_base: bool = False,
+) -> list[str]:
+    """Greedy answers to one prompt at each strength of `ks`, in one batch."""
+    ids = lm.tokens(lm.chat(prompt))
+    with vector.applied_by_row(lm, ks, any_base) as steered:
+        paths = greedy_paths(steered, [ids] * len(ks), max_new_tokens)
+    return [lm.tokenizer.decode(path, skip_special_tokens=True).strip() for path in paths]
 
-    return add
+
+def _one_direction(vector: ActivationVector) -> Float[Tensor, " d_model"]:
+    """The direction of a vector that has one."""
+    if len(vector.directions) != 1 or not vector.norm() > 0:
+        raise AdapterError(
+            f"activation vector: has blocks {sorted(vector.directions)}, norm {vector.norm():g}. Expected one "
+            "direction that is not zero: it is taken out of all blocks. Choose it with at(block)"
+        )
+    return next(iter(vector.directions.values())).float()
 
 
 def _same_base(a: ActivationVector, b: ActivationVector) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,19 +64,12 @@ def fit(settings: Settings, fit: Fit) -> Any:
 
 
 def _fit(settings: Settings, pairs: Any, lm: Any, out: Path) -> None:
-    from weightsteer.activations.capture import mean_answer_activations
-    from weightsteer.activations.vector import ActivationVector
-    from weightsteer.data.contrast import check_tokens, encode_example
+    from weightsteer.activations.makers import persona_vector
+    from weightsteer.data.contrast import check_tokens
 
     check_tokens(pairs, lm)
-    train = pairs.part("train")
-    means = [
-        mean_answer_activations(lm, [encode_example(lm, p, a) for p, a in train.side(side)], f"activations: {side}")
-        for side in ("positive", "negative")
-    ]
-    difference = (means[0] - means[1]).float()
-    info = {"behavior": pairs.behavior, "pairs_digest": pairs.digest, "position": "mean over answer tokens"}
-    vector = ActivationVector(dict(enumerate(difference)), lm.ref.fingerprint, settings.mode, info)
+    vector = persona_vector(lm, pairs.part("train"))
+    vector = replace(vector, mode=settings.mode, info={**vector.info, "pairs_digest": pairs.digest})
     if settings.all_layers:
         vector.increments().save(out)
         return
