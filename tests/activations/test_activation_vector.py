@@ -85,6 +85,47 @@ def test_a_saved_vector_is_the_same_vector(tmp_path: Path):
     assert ActivationVector.load(tmp_path / "w").base is None
 
 
+def test_a_file_says_what_it_holds(tmp_path: Path):
+    from safetensors import safe_open
+
+    vector_of(3, (5,)).ablating().save(tmp_path)
+    with safe_open(tmp_path / FILE, "pt") as file:
+        said = file.metadata()
+    assert (said["operation"], said["mode"], said["sign"], said["base"]) == (
+        "ablate", "all", "positive minus negative", BASE,
+    )  # fmt: skip
+    assert said["site"] == "every block input, attention and MLP output; read at a block output, 0-based"
+    again = ActivationVector.load(tmp_path)
+    assert (again.operation, again.mode, list(again.directions)) == ("ablate", "all", [5])
+    assert again.digest == vector_of(3, (5,)).ablating().digest != vector_of(3, (5,), mode="all").digest
+
+
+def write_file(folder: Path, **said: str) -> None:
+    from safetensors.torch import save_file
+
+    metadata = {
+        "operation": "add", "site": "block output, 0-based", "sign": "positive minus negative", "mode": "generated",
+        "base": BASE, "info": "{}", **said,
+    }  # fmt: skip
+    save_file({"block.3": torch.ones(4)}, folder / FILE, metadata)
+
+
+def test_files_of_the_first_version_load(tmp_path: Path):
+    write_file(tmp_path)
+    vector = ActivationVector.load(tmp_path)
+    assert (vector.operation, vector.mode, vector.base, vector.info) == ("add", "generated", BASE, {})
+    assert torch.equal(vector.directions[3], torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("operation", "project"), ("site", "block input, 0-based"), ("mode", "prompt")]
+)
+def test_a_file_that_says_something_else_is_not_guessed_at(tmp_path: Path, key: str, value: str):
+    write_file(tmp_path, **{key: value})
+    with pytest.raises(AdapterError, match=f"{value}.* Expected one of .*block output, 0-based.*Read it with the"):
+        ActivationVector.load(tmp_path)
+
+
 def test_the_digest_is_of_directions_and_mode():
     assert vector_of(0).digest == vector_of(0, info={}).digest
     assert vector_of(0).digest not in (vector_of(1).digest, vector_of(0, mode="all").digest, vector_of(0).at(0).digest)

@@ -168,22 +168,21 @@ def largest_held(lm: Any, texts: list[Example]) -> int:
     held: list[int] = []
 
     def count(_module: Any, _inputs: Any) -> None:
-        gc.collect()
         held.append(sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor))
 
     hook = decoder_blocks(lm.network)[0].register_forward_pre_hook(count)
     capture(lm, texts)
     hook.remove()
-    assert len(held) > 3
+    assert len(held) >= 2
     return max(held)
 
 
 def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch):
     lm = tiny_language_model()
     monkeypatch.setattr("weightsteer.activations.capture.batch_tokens", lambda lm: 44)
-    texts = [example(*encode_example(lm, "Why?", "No."), "answer")] * 16
-    largest_held(lm, texts)
-    few, many = largest_held(lm, texts), largest_held(lm, texts * 8)
+    texts = [example(*encode_example(lm, "Why?", "No."), "answer")] * 8
+    gc.collect()
+    few, many = largest_held(lm, texts), largest_held(lm, texts * 4)
     assert many == few
 
 

@@ -141,18 +141,18 @@ class ActivationVector:
             with safe_open(path, "pt") as file:
                 said = file.metadata() or {}
                 directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in list(file.keys())}
-            vector = cls(directions, said["base"] or None, said["mode"], json.loads(said["info"]), said["operation"])
-            site = said["site"]
+            operation, site, mode = said["operation"], said["site"], said["mode"]
+            base, info = said["base"] or None, json.loads(said["info"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise AdapterError(
                 f"{path}: not an activation vector ({error}). Expected a file that ActivationVector.save wrote"
             ) from None
-        if vector.mode not in get_args(Mode) or SITES.get(vector.operation) != site:
+        if mode not in get_args(Mode) or SITES.get(operation) != site:
             raise AdapterError(
-                f"{path}: operation {vector.operation!r} at {site!r} in mode {vector.mode!r}. Expected one of "
-                f"{SITES} and a mode of {', '.join(get_args(Mode))}. Read it with the version that wrote it"
+                f"{path}: operation {operation!r} at {site!r} in mode {mode!r}. Expected one of {SITES} and a mode of "
+                f"{', '.join(get_args(Mode))}. Read it with the version that wrote it"
             )
-        return vector
+        return cls(directions, base, mode, info, operation)
 
     def applied(
         self, lm: LanguageModel, k: float, any_base: bool = False
