@@ -17,9 +17,7 @@ from weightsteer.weights.vector import WeightVector, block_of, kind_of
 def factored(network, seed: int = 5) -> dict[str, LowRank]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: LowRank(
-            torch.randn(p.shape[0], 4, generator=generator), torch.randn(4, p.shape[1], generator=generator)
-        )
+        name: LowRank(torch.randn(p.shape[0], 4, generator=generator), torch.randn(4, p.shape[1], generator=generator))
         for name, p in network.named_parameters()
         if "proj" in name
     }
@@ -37,7 +35,9 @@ def expected(changes: dict[str, Change], vector: WeightVector, keep) -> tuple[fl
     whole = math.sqrt(sum(as_dense(c).double().square().sum().item() for c in vector.entries.values()))
     pairs = [(changes.get(n), vector.entries.get(n)) for n in names]
     inner = sum((as_dense(c).double() * as_dense(v).double()).sum().item() for c, v in pairs if None not in (c, v))
-    c, v = (math.sqrt(sum(as_dense(p[i]).double().square().sum().item() for p in pairs if p[i] is not None)) for i in (0, 1))
+    c, v = (
+        math.sqrt(sum(as_dense(p[i]).double().square().sum().item() for p in pairs if p[i] is not None)) for i in (0, 1)
+    )
     return inner / (c * v), inner / whole
 
 
@@ -123,7 +123,7 @@ def test_another_base_other_shapes_and_other_parameters_are_told(network):
     name = "model.layers.0.mlp.up_proj.weight"
     with pytest.raises(AdapterError, match=r"v: changes .*up_proj.weight \[64, 32\], the run \[7, 7\]"):
         directions.check_fit("run", {**shapes, name: (7, 7)}, "aaa", any_base=False)
-    with pytest.raises(AdapterError, match="v: has no parameter in common with the run: .* the run transformer.h.0"):
+    with pytest.raises(AdapterError, match=r"v: has no parameter in common with the run: .* the run tr"):
         directions.check_fit("run", {"transformer.h.0.weight": (2, 2)}, "aaa", any_base=False)
 
 

@@ -1,0 +1,198 @@
+"""The saved checkpoints or adapters of a training run, measured after the fact; or one finished model."""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightsteer import progress
+from weightsteer.errors import CheckpointError, ModelError, WeightsteerError, report_problems
+from weightsteer.models.reference import locate, resolve
+from weightsteer.monitor.measure import Directions, Moved
+from weightsteer.monitor.record import Point, Record
+from weightsteer.weights.base import Base
+from weightsteer.weights.difference import Difference
+from weightsteer.weights.lowrank import Change, LowRank
+from weightsteer.weights.vector import WeightVector
+
+ADAPTER_FILES = ("adapter_config.json", "vector.json")
+MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One state of a run on the disk."""
+
+    path: Path
+    step: int
+    share: float
+
+
+class SavedChange(Mapping[str, Change]):
+    """What one saved state changes of the base: read at once where it is an adapter, else one parameter at a time."""
+
+    def __init__(self, path: Path, base: Base | None):
+        self.adapter = _is_adapter(path)
+        if self.adapter:
+            vector = WeightVector.load(path, base)
+            self.entries, self.fingerprint = vector.entries, vector.base
+            self.shapes = {name: tuple(change.shape) for name, change in vector.entries.items()}
+            return
+        if base is None:
+            raise WeightsteerError(
+                f"{path}: is a whole model. Expected also the one it was fine-tuned from. Pass base= (--base MODEL)"
+            )
+        self.difference = Difference.of([(path, 1.0), (base.path, -1.0)])
+        self.shapes, self.fingerprint = dict(self.difference.shapes), base.fingerprint
+
+    def changes(self) -> Iterator[tuple[str, LowRank | Moved]]:
+        """Each parameter with its change; of whole models the next is read while this one is looked at."""
+        if self.adapter:
+            for name, change in self.entries.items():
+                yield name, change if isinstance(change, LowRank) else Moved(change)
+            return
+        names = list(self.shapes)
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._values, names[0])
+            for name, following in zip(names, [*names[1:], None], strict=True):
+                after, before = coming.result()
+                if following is not None:
+                    coming = reader.submit(self._values, following)
+                if after is None or before is None:  # a bias that only one of them has
+                    present, sign = (after, 1) if after is not None else (before, -1)
+                    assert present is not None
+                    yield name, Moved(sign * present)
+                elif not torch.equal(after, before):
+                    yield name, Moved(after, before)
+
+    def __getitem__(self, name: str) -> Change:
+        if self.adapter:
+            return self.entries[name]
+        change = self.difference.tensor(name)
+        return torch.zeros(self.shapes[name]) if change is None else change
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def _values(self, name: str) -> tuple[Tensor | None, ...]:
+        return tuple(_stored(model, name) for model, _ in self.difference.models)
+
+
+def saved_states(run: Path | str) -> list[Saved]:
+    """The checkpoints of a run in the order of their steps; without any, the one model or adapter that `run` is.
+
+    A CheckpointError when there is neither, or when one was left half written.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such folder. Expected that of a training run, a model or an adapter")
+    left = sorted(path.name for path in run.glob("tmp-checkpoint-*"))
+    report_problems(
+        CheckpointError, run, [f"{name}: is being written, or was left by a run that was killed" for name in left]
+    )
+    steps = {int(m[1]): path for path in run.iterdir() if (m := re.fullmatch(r"checkpoint-(\d+)", path.name))}
+    if steps:
+        last = max(_trainer_state(path).get("max_steps") or 0 for path in steps.values()) or max(steps)
+        return [Saved(path, step, step / last) for step, path in sorted(steps.items())]
+    shares = {float(m[1]): path for path in run.iterdir() if (m := re.fullmatch(r"at=([\d.]+)", path.name))}
+    if not (shares or _is_adapter(run) or any((run / name).exists() for name in MODEL_FILES)):
+        raise CheckpointError(
+            f"{run}: holds no checkpoint-STEP folders and is no model or adapter itself. Expected the output folder of "
+            "a training run"
+        )
+    total = _read_json(run / "training.json").get("steps") or 1
+    states = [Saved(path, max(1, round(share * total)), share) for share, path in sorted(shares.items())]
+    if 1.0 not in shares and (_is_adapter(run) or any((run / name).exists() for name in MODEL_FILES)):
+        states.append(Saved(run, total, 1.0))
+    return states
+
+
+def measure_run(run: Path | str, directions: Directions, base: Base | None = None, any_base: bool = False) -> Record:
+    """The readings of every saved state of a run; equal to those that SteeringMonitor takes at the same steps.
+
+    `base` is what the run started from; adapters that name a base that is here do without. Every state that cannot be
+    read is named in one error.
+    """
+    states = saved_states(run)
+    base = base or _named_base(states[-1].path)
+    fingerprint = None if base is None else base.fingerprint
+    record = Record(directions.digests, fingerprint, _max_steps(states), losses=_losses(states))
+    problems = []
+    with progress.task("Measuring checkpoints", len(states)) as advance:
+        for state in states:
+            start = time.perf_counter()
+            try:
+                change = SavedChange(state.path, base)
+            except WeightsteerError as error:
+                problems.append(f"{state.path.name}: {error}")
+                continue
+            if problems:  # an error is certain: only look for more
+                continue
+            directions.check_fit(state.path, change.shapes, fingerprint or change.fingerprint, any_base)
+            told = directions.measure(change.changes(), torch.float64).to_json()
+            taken = round(time.perf_counter() - start, 6)
+            point = Point(state.step, state.share, told["norm"], told["vectors"], source=str(state.path), seconds=taken)
+            record.points.append(point)
+            advance()
+    report_problems(CheckpointError, f"{run}: states that cannot be read", problems)
+    return record
+
+
+def _stored(model: Base, name: str) -> Tensor | None:
+    if name in model.parameters:
+        return model.tensor(name)
+    return model.checkpoint.tensor(name) if name in model.checkpoint.names else None
+
+
+def _is_adapter(path: Path) -> bool:
+    return any((path / name).exists() for name in ADAPTER_FILES)
+
+
+def _named_base(path: Path) -> Base | None:
+    """The base that an adapter says it was trained on, where that is on this machine."""
+    if not (path / "adapter_config.json").exists() or (path / "vector.json").exists():
+        return None
+    source = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+    try:
+        here = isinstance(source, str) and bool(source) and locate(source) is not None
+        return Base.of(resolve(source).path) if here else None
+    except ModelError:  # it has moved since
+        return None
+
+
+def _max_steps(states: Sequence[Saved]) -> int:
+    return round(states[-1].step / states[-1].share)
+
+
+def _losses(states: Sequence[Saved]) -> list[tuple[int, float]]:
+    """Training losses, as the trainer noted them in the newest checkpoint, or weightsteer in training.json."""
+    newest = states[-1].path
+    history = _trainer_state(newest).get("log_history") or []
+    noted = [(row["step"], row["loss"]) for row in history if "loss" in row and "step" in row]
+    for folder in (newest, newest.parent):
+        noted = noted or [tuple(pair) for pair in _read_json(folder / "training.json").get("train_loss") or []]
+    return [(int(step), float(loss)) for step, loss in noted]
+
+
+def _trainer_state(path: Path) -> dict:
+    return _read_json(path / "trainer_state.json")
+
+
+def _read_json(path: Path) -> dict:
+    """What a trainer noted beside the weights; nothing where it did not."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Was the run killed while it wrote?") from None
+    return content if isinstance(content, dict) else {}
