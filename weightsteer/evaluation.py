@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsteer.errors import DataError
-from weightsteer.evals import Given, ItemScore
+from weightsteer.evals import Given, ItemScore, with_items
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.recipe import EvalSettings, find_plugin
 from weightsteer.stage import write_text
@@ -95,7 +95,7 @@ def evaluate(
     want them.
     """
     plugin = find_plugin("evals", eval if isinstance(eval, str) else eval.name)
-    settings = plugin.Settings(name=eval) if isinstance(eval, str) else eval
+    settings = with_items(plugin.Settings(name=eval) if isinstance(eval, str) else eval)
     given = given or Given()
     items = draw(plugin.read_items(settings, given), settings.limit if limit is None else limit, seed)
     start = time.monotonic()

@@ -15,7 +15,7 @@ from weightsteer import progress
 from weightsteer.data.contrast import ContrastDataset, load_pairs, split_pairs, write_pairs
 from weightsteer.data.tasks import load_examples
 from weightsteer.errors import DataError, StageError, WeightsteerError, report_problems
-from weightsteer.evals import Given, needs_judge
+from weightsteer.evals import Given, needs_judge, with_items
 from weightsteer.methods import Fit
 from weightsteer.points import UNTUNED, Point, grid
 from weightsteer.recipe import Recipe, find_plugin, load_behavior
@@ -105,10 +105,10 @@ def load_inputs(recipe: Recipe) -> ContrastDataset:
 
     elicited = recipe.pairs.elicit is not None
     pairs = ContrastDataset(recipe.behavior, ()) if elicited else load_pairs(recipe)
-    given = Given(pairs, load_behavior(recipe))
+    given = Given(pairs, other_pairs(recipe), load_behavior(recipe))
     checks = [partial(locate, recipe.model.source)]
     if not elicited:
-        checks += [partial(find_plugin("evals", e.name).read_items, e, given) for e in recipe.evals]
+        checks += [partial(_read_items, e, given) for e in recipe.evals]
         methods = [(m, find_plugin("methods", m.name)) for m in recipe.methods]
         checks += [partial(plugin.check, m, recipe, pairs) for m, plugin in methods if hasattr(plugin, "check")]
     if recipe.task is not None and recipe.task.model is None:
@@ -123,6 +123,18 @@ def load_inputs(recipe: Recipe) -> ContrastDataset:
         raise errors[0]
     report_problems(DataError, f"recipe {recipe.name}", [str(error) for error in errors])
     return pairs
+
+
+def other_pairs(recipe: Recipe) -> dict[str, ContrastDataset]:
+    """Behavior -> its pairs, of the methods that are fitted on another behavior than the recipe's."""
+    from weightsteer.methods.weights import Settings, own_pairs
+
+    named = [m for m in recipe.methods if isinstance(m, Settings) and m.behavior is not None]
+    return {m.behavior: own_pairs(m, recipe, None) for m in named if m.behavior is not None}
+
+
+def _read_items(settings: Any, given: Given) -> Any:
+    return find_plugin("evals", settings.name).read_items(with_items(settings), given)
 
 
 @dataclass(frozen=True)
@@ -165,7 +177,7 @@ class _Run:
     def given(self) -> Given:
         """What the evals get."""
         judged = any(needs_judge(settings) for settings in self.recipe.evals)
-        return Given(self.pairs, load_behavior(self.recipe), self.judge if judged else None)
+        return Given(self.pairs, other_pairs(self.recipe), load_behavior(self.recipe), self.judge if judged else None)
 
     @cached_property
     def inputs(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsteer import progress
-from weightsteer.evals import Given, needs_judge
+from weightsteer.evals import Given, needs_judge, with_items
 from weightsteer.evaluation import EvalResult, change, evaluate, pooled
 from weightsteer.models.generate import generate
 from weightsteer.models.language_model import LanguageModel
@@ -177,7 +177,7 @@ def _eval_inputs(recipe: Recipe, settings: Any, given: Given) -> dict[str, Any]:
         "eval": settings.name,
         "version": plugin.VERSION,
         "settings": {name: value for name, value in settings if not isinstance(value, Path) and name != "label"},
-        "files": {name: file_digest(path) for name, path in _files(settings) if path.is_file()},
+        "files": {name: file_digest(path) for name, path in _files(with_items(settings)) if path.is_file()},
         "pairs": given.pairs.digest if getattr(plugin, "PAIRS", False) else None,
         "behavior": given.behavior.model_dump(mode="json", exclude={"pairs"}) if judged else None,
         "judge": given.judge.digest if judged and given.judge is not None else None,

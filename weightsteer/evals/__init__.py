@@ -7,6 +7,7 @@ that its items are among `given.pairs`.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ class Given:
 
     pairs: Any = None
     """The contrast pairs of the run."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Behavior -> its pairs, of the methods that are fitted on another behavior than the run's."""
     behavior: Any = None
     """The behavior that is steered."""
     judge: Any = None
@@ -48,6 +51,43 @@ def needs_judge(settings: Any) -> bool:
     from weightsteer.recipe import find_plugin
 
     return getattr(find_plugin("evals", settings.name), "JUDGED", False) or getattr(settings, "judge", None) == "judge"
+
+
+def with_items(settings: Any) -> Any:
+    """The settings with `items` naming a local copy of what their `dataset` names, made when first asked for.
+
+    `ID:SPLIT`, `ID:SUBSET:SPLIT`, or `ID:FILE.jsonl:SPLIT` of a repository whose files are data sets of their own.
+    """
+    if settings.dataset is None:
+        return settings
+    from weightsteer.models.reference import cache_folder
+    from weightsteer.stage import digest, write_text
+
+    copy = cache_folder() / "items" / f"{digest(settings.dataset)[:32]}.jsonl"
+    if not copy.is_file():
+        rows = _dataset_rows(settings.dataset, settings.label)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = copy.with_suffix(f".{os.getpid()}.partial")
+        write_text(unfinished, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+        unfinished.replace(copy)
+    return settings.model_copy(update={"items": copy})
+
+
+def _dataset_rows(name: str, label: str) -> list[Any]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    source, *subset, split = name.split(":")
+    files = {"data_files": subset.pop()} if subset and subset[0].endswith((".jsonl", ".json", ".csv")) else {}
+    try:
+        return list(load_dataset(source, *subset, split=split, **files))
+    except (DatasetNotFoundError, OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"evals {label}.dataset {name}: `datasets` does not give it ({reason}). Expected ID:SPLIT or "
+            "ID:SUBSET:SPLIT of a data set on the hub. Go online, or name a local file: "
+            f"--set evals.{label}.items=FILE --set evals.{label}.dataset=null"
+        ) from None
 
 
 def read_rows(own: Path | None, shipped: str, parse: Callable[[str, Mapping[str, Any]], Item]) -> list[Item]:

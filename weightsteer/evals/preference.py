@@ -17,7 +17,10 @@ METRICS = {
 
 
 class Settings(EvalSettings):
-    """No settings of its own; `items` may name a pairs file in place of the held-out part."""
+    """Whose held-out pairs; `items` may name a pairs file in their place."""
+
+    behavior: str | None = None
+    """Another behavior than the recipe's, for which one of its methods has a vector."""
 
 
 def read_items(settings: Settings, given: Any) -> list[Any]:
@@ -27,6 +30,13 @@ def read_items(settings: Settings, given: Any) -> list[Any]:
     if settings.items is not None:
         return list(read_pairs(str(settings.items)))
     pairs = given.pairs
+    if settings.behavior is not None:
+        if settings.behavior not in given.others:
+            raise DataError(
+                f"{settings.label}.behavior: no method of this recipe is fitted on '{settings.behavior}'. Expected one "
+                f"of {sorted(given.others)}"
+            )
+        pairs = given.others[settings.behavior]
     held_out = [] if pairs is None else list(pairs.part("held_out").pairs)
     if not held_out:
         raise DataError("preference: there are no held-out pairs. Raise pairs.held_out, or name a pairs file as items")

@@ -20,6 +20,10 @@ from weightsteer.models.side_by_side import attention_inputs, fits_side_by_side,
 # Tokens of one forward pass, padding included: large enough to fill two cores or a GPU.
 BATCH_TOKENS_CPU = 2048
 BATCH_TOKENS_CUDA = 32768
+# Tokens whose keys and values are held at once while answers are generated, one token of each row in a pass: many rows,
+# or reading the weights costs more than multiplying with them. On the 135M model 12,288 are 0.3 GB.
+ANSWER_TOKENS_CPU = 12288
+ANSWER_TOKENS_CUDA = 131072
 # Their logits, float32 over the whole vocabulary, are the largest thing in memory.
 LOGIT_BYTES_CPU = 2**29
 LOGIT_BYTES_CUDA = 2**33
@@ -65,7 +69,7 @@ def generate(
         decoding = {**PLAIN, "do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
     lengths = [len(row) + max_new_tokens for row in ids]
     with progress.task(label or "generating", len(ids)) as advance:
-        for batch in batches(lengths, batch_tokens(lm) // 2):
+        for batch in batches(lengths, ANSWER_TOKENS_CUDA if lm.device.type == "cuda" else ANSWER_TOKENS_CPU):
             width = max(len(ids[i]) for i in batch)
             pad = lm.tokenizer.pad_token_id
             rows = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=lm.device)

@@ -161,8 +161,16 @@ class EvalSettings(NamedPart):
 
     items: Path | None = None
     """An item file in place of the shipped one."""
+    dataset: Annotated[str, pydantic.Field(pattern=r"^[^:]+(:[^:]+){1,2}$")] | None = None
+    """Items of a `datasets` id: ID:SPLIT, ID:SUBSET:SPLIT, or ID:FILE.jsonl:SPLIT."""
     limit: Annotated[int, pydantic.Field(ge=2)] | None = None
     """Use at most so many items, drawn with the recipe's seed; one has no interval."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_origin(self) -> "EvalSettings":
+        if self.items is not None and self.dataset is not None:
+            raise ValueError("both `items` and `dataset` are set; keep one (`--set evals.NAME.dataset=null`)")
+        return self
 
 
 class Choose(Part):
