@@ -15,8 +15,6 @@ from weightsteer.monitor.callback import SteeringMonitor
 from weightsteer.monitor.record import Point, Record
 from weightsteer.monitor.thresholds import Thresholds
 
-SHARDINGS = {"ddp": {}, "fsdp1": {"version": 1, "use_orig_params": True}, "fsdp2": {"version": 2}}
-
 
 class KeepFinal(TrainerCallback):
     """Save what was trained, put together by torch's own means."""
@@ -46,9 +44,8 @@ def main(model: Path, out: Path, sharding: str, what: str, case: str) -> None:
     if case == "fail" and rank == 0:
         monitor.directions.measure = fail  # pyright: ignore
     settings: dict[str, Any] = {"ddp_backend": "gloo", "save_strategy": "no"}
-    if sharding != "ddp":
-        config = {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer", **SHARDINGS[sharding]}
-        settings |= {"fsdp": "full_shard auto_wrap", "fsdp_config": config}
+    if sharding == "fsdp":
+        settings |= {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer", "version": 2}}
     wrapped = with_lora(network) if what == "lora" else network
     trainer = new_trainer(wrapped, out / "run", [monitor, KeepFinal(out / "final.pt")], **settings)
     try:

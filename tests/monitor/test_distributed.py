@@ -10,6 +10,8 @@ import pytest
 import torch
 from trainings import load, random_vector
 
+from weightsteer.errors import AdapterError
+from weightsteer.monitor.live import LiveChange
 from weightsteer.monitor.record import read_record
 from weightsteer.weights.lowrank import as_dense
 
@@ -48,9 +50,7 @@ def final_cosine(model: Path, out: Path, what: str) -> float:
     return inner / (norms[0] * norms[1]) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("sharding", "what"), [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp2", "full"), ("fsdp1", "full")]
-)
+@pytest.mark.parametrize(("sharding", "what"), [("ddp", "lora"), ("fsdp", "lora"), ("fsdp", "full")])
 def test_two_processes_measure_the_whole(sharding, what, model_folder, tmp_path):
     told = train_together(model_folder, tmp_path / "out", sharding, what)
     assert [process["steps"] for process in told] == [6, 6]
@@ -66,8 +66,19 @@ def test_two_processes_stop_together(model_folder, tmp_path):
     assert [process["steps"] for process in told] == [2, 2]
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
-def test_two_processes_fall_silent_together(sharding, model_folder, tmp_path):
-    told = train_together(model_folder, tmp_path / "out", sharding, "full", "fail")
+def test_two_processes_fall_silent_together(model_folder, tmp_path):
+    told = train_together(model_folder, tmp_path / "out", "fsdp", "full", "fail")
     assert told == [{"steps": 6, "silent": True, "points": 0}] * 2
     assert read_record(tmp_path / "out" / "m").error == "step 2: ZeroDivisionError: a bug on one process"
+
+
+def test_flattened_parameters_are_refused(network, tmp_path):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        flat = FullyShardedDataParallel(network, device_id=torch.device("cpu"), use_orig_params=True)
+        with pytest.raises(AdapterError, match="FSDP of version 1"):
+            LiveChange(flat)
+    finally:
+        torch.distributed.destroy_process_group()

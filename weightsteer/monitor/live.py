@@ -1,12 +1,10 @@
 """What a network in training has changed so far, parameter by parameter: adapters, whole parameters, sharded ones."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from weightsteer.errors import AdapterError, report_problems
@@ -16,8 +14,8 @@ from weightsteer.weights.base import Base, weight_layout
 from weightsteer.weights.lowrank import Layout, LowRank
 from weightsteer.weights.peft_layout import from_factors
 
-# What wrappers put into the names of modules: torch's parallel and compiled ones, peft's.
-WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "base_layer"}
+# What wrappers put into the names of modules: compilation, checkpointing of activations, peft.
+WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "base_layer"}
 AFTERWARDS = "Watch its saved checkpoints instead: weightsteer monitor RUN_DIR --base MODEL"
 
 
@@ -111,10 +109,8 @@ class LiveChange:
         return Moved(after, before.to(after.device))
 
     def _gathered(self, sources: Sequence[Source]) -> Iterator[tuple[Source, list[Tensor]]]:
-        for unit, held in _by_unit(self.network, sources):
-            with _whole_unit(unit):
-                for source in held:
-                    yield source, [_full(tensor.detach()) for tensor in _tensors(source)]
+        for source in sources:
+            yield source, [_full(tensor.detach()) for tensor in _tensors(source)]
 
 
 def trained_base(network: Any) -> str | None:
@@ -128,7 +124,13 @@ def _sources(network: Any) -> list[Source]:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
+    if isinstance(network, FullyShardedDataParallel):
+        raise AdapterError(
+            "the training shards parameters by FSDP of version 1, which flattens them, so that they have no shape. "
+            "Expected version 2 (fsdp_version: 2)"
+        )
     sources: list[Source] = []
     problems: list[str] = []
     seen: set[int] = set()  # trained parameters that are accounted for
@@ -145,12 +147,10 @@ def _sources(network: Any) -> list[Source]:
         for leaf, parameter in module._parameters.items():
             if parameter is not None and parameter.requires_grad and id(parameter) not in seen:
                 full = _clean(f"{name}.{leaf}")
-                if leaf == "_flat_param":
-                    problems.append(f"{full}: FSDP holds parameters as one flat one. Set fsdp_use_orig_params: true")
-                elif any(part.startswith("lora_") for part in full.split(".")):
+                if any(part.startswith("lora_") for part in full.split(".")):
                     problems.append(f"{full}: is trained, but is no factor of a plain LoRA. {AFTERWARDS}")
                 else:
-                    sources.append(Whole(full, module, leaf, _full_shape(network, module, leaf, parameter)))
+                    sources.append(Whole(full, module, leaf, tuple(parameter.shape)))
     if not sources and not problems:
         problems.append("nothing is trained. Expected parameters that require gradients")
     report_problems(
@@ -246,45 +246,8 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _full_shape(network: Any, module: nn.Module, leaf: str, parameter: Tensor) -> tuple[int, ...]:
-    """The shape of a parameter when it is whole; the first FSDP leaves flat pieces in its place."""
-    unit = next(unit for unit, held in _by_unit(network, [Whole("", module, leaf, ())]) if held)
-    if unit is None:
-        return tuple(parameter.shape)
-    with _whole_unit(unit):
-        return tuple(getattr(module, leaf).shape)
-
-
-def _by_unit(network: Any, sources: Sequence[Source]) -> Iterator[tuple[Any, list[Source]]]:
-    """Sources by the unit of the first FSDP that holds them; None where parameters are not flattened."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    units = FullyShardedDataParallel.fsdp_modules(network)
-    nearest: dict[int, Any] = {}
-    for unit in units:  # outer ones come first, so the innermost wins
-        nearest.update((id(module), unit) for module in unit.modules())
-    held: dict[int, tuple[Any, list[Source]]] = {}
-    for source in sources:
-        unit = nearest.get(id(source.module))
-        held.setdefault(id(unit), (unit, []))[1].append(source)
-    yield from held.values()
-
-
-def _whole_unit(unit: Any) -> contextlib.AbstractContextManager[Any]:
-    if unit is None:
-        return contextlib.nullcontext()
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    return FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False)
-
-
 def is_sharded(network: Any) -> bool:
     """Whether the processes hold parts of the parameters, so that all of them have to take part in reading."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return any(isinstance(p, DTensor) for p in network.parameters()) or bool(
-            FullyShardedDataParallel.fsdp_modules(network)
-        )
-    return False
+    return any(isinstance(parameter, DTensor) for parameter in network.parameters())
