@@ -90,9 +90,9 @@ def read_items(settings: Settings, given: Any) -> list[Question | Answers]:
 
 def _items(where: str, row: Mapping[str, Any]) -> list[Question | Answers]:
     name = str(row.get("id", where))
-    key = next((key for key in ("prompt", "question_en") if key in row), None)
+    key = next((key for key in ("prompt", "question", "question_en") if key in row), None)
     if key is None:
-        raise unreadable(row, "prompt or question_en")
+        raise unreadable(row, "prompt, question or question_en")
     [prompt] = texts(row, key)
     items: list[Question | Answers] = [Question(name, prompt)]
     if {"mc1_targets_en", "mc1_targets_fr"} <= row.keys():
