@@ -57,7 +57,7 @@ def draw_curves(record: Record, theme: Theme) -> Any:
         entries.append({"color": theme.muted, "linestyle": ":", "label": "limit of the controls"})
     rows = 2 if record.losses else 1
     figure, panels = new_figure(
-        2.5 + 1.2 * (rows - 1), entries, (rows, 1), sharex=True, squeeze=False,
+        2.9 + 1.2 * (rows - 1), entries, (rows, 1), sharex=True, squeeze=False,
         gridspec_kw={"height_ratios": [2.2, 1][:rows]},
     )  # fmt: skip
     axes = panels[0, 0]
@@ -114,15 +114,18 @@ def draw_matrix(matrix: CosineMatrix, theme: Theme) -> Any:
     names = [matrix.names[i] for i in matrix.order]
     figure, axes = new_figure(max(2.4, 0.9 + 0.3 * len(names)))
     values = [[matrix.cosine(a, b) for b in names] for a in names]
-    image = axes.imshow(values, cmap=_diverging(theme), vmin=-1, vmax=1)
+    # the diagonal is 1 whatever the vectors are; colors are for what lies off it, which is often small
+    reach = max((abs(v) for r, line in enumerate(values) for c, v in enumerate(line) if r != c), default=1) or 1
+    places = 2 if reach >= 0.1 else 3
+    image = axes.imshow(values, cmap=_diverging(theme), vmin=-reach, vmax=reach)
     axes.grid(visible=False)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     if len(names) <= _TOLD_CELLS:
         for row, line in enumerate(values):
             for column, value in enumerate(line):
-                color = theme.paper if abs(value) > 0.6 else theme.ink
-                axes.text(column, row, f"{value:.2f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
+                color = theme.paper if abs(value) > 0.6 * reach else theme.ink
+                axes.text(column, row, f"{value:.{places}f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
                           color=color)  # fmt: skip
     figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
     return figure

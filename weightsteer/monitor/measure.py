@@ -14,8 +14,10 @@ from weightsteer.errors import AdapterError, report_problems
 from weightsteer.weights.lowrank import LowRank
 from weightsteer.weights.vector import KINDS, WeightVector, block_of, kind_of
 
-# Elements of a whole parameter that are in float32 at one time: small enough to stay in the processor's cache.
-BLOCK_ELEMENTS = 1 << 20
+# Elements of a whole parameter that are in float32 at one time: 1 MB, which stays in a core's own cache; on a GPU as
+# many as make a kernel worth starting.
+BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS_GPU = 1 << 24
 SHOWN_PROBLEMS = 5
 
 
@@ -30,10 +32,10 @@ class Moved:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.after.shape)
 
-    def rows(self, start: int, stop: int) -> Float[Tensor, "rows columns"]:
-        """The change in float32 in some rows of the parameter, its leading dimensions taken as one."""
-        change = _as_matrix(self.after)[start:stop].float()
-        return change if self.before is None else change - _as_matrix(self.before)[start:stop].float()
+    def rows(self, start: int, stop: int, buffer: Float[Tensor, "most columns"]) -> Float[Tensor, "rows columns"]:
+        """The change in some rows of the parameter, its leading dimensions taken as one; it lies in the buffer."""
+        change = buffer[: stop - start].copy_(_as_matrix(self.after)[start:stop])
+        return change if self.before is None else change.sub_(_as_matrix(self.before)[start:stop])
 
 
 class Along(NamedTuple):
@@ -158,7 +160,8 @@ class _Stack:
     """Vectors with factors, in the order in which they stand side by side."""
     ranks: Sequence[int]
     up: Tensor | None
-    down: Tensor | None
+    down_t: Tensor | None
+    """The second factors transposed, `[..., d_in, ranks]`: what is multiplied by them runs along d_in."""
     dense: Mapping[str, Tensor]
 
     @classmethod
@@ -170,7 +173,7 @@ class _Stack:
             list(factored),
             [c.rank for c in factored.values()],
             torch.cat(ups, dim=-1) if ups else None,
-            torch.cat(downs, dim=-2) if downs else None,
+            torch.cat(downs, dim=-2).mT.contiguous() if downs else None,
             {label: c for label, c in held.items() if not isinstance(c, LowRank)},
         )
 
@@ -197,8 +200,8 @@ def _of_factors(change: LowRank, stack: _Stack | None, dtype: torch.dtype) -> _P
     up, down = change.up.to(dtype), change.down.to(dtype)
     square = ((up.mT @ up).double() * (down @ down.mT).double()).sum().item()
     inner: dict[str, float] = {}
-    if stack is not None and stack.up is not None and stack.down is not None:
-        left, right = up.mT @ stack.up.to(up), down @ stack.down.to(down).mT
+    if stack is not None and stack.up is not None and stack.down_t is not None:
+        left, right = up.mT @ stack.up.to(up), down @ stack.down_t.to(down)
         columns = (left.double() * right.double()).reshape(-1, left.shape[-1]).sum(0)
         inner |= stack.split(columns)
     for label, dense in stack.dense.items() if stack is not None else ():  # ⟨D, UV⟩ = ⟨DVᵀ, U⟩
@@ -208,31 +211,28 @@ def _of_factors(change: LowRank, stack: _Stack | None, dtype: torch.dtype) -> _P
 
 def _of_whole(change: Moved, stack: _Stack | None) -> _Products:
     """Block of rows by block of rows, so that nothing of the parameter's size is in float32."""
-    matrix = _as_matrix(change.after)
-    total, width = matrix.shape
-    experts = math.prod(change.shape[:-2])
-    step = max(1, BLOCK_ELEMENTS // max(width, 1))
-    square, inner = 0.0, dict.fromkeys(stack.dense if stack else (), 0.0)
-    columns = None
+    total, width = _as_matrix(change.after).shape
+    experts, device = math.prod(change.shape[:-2]), change.after.device
+    step = max(1, (BLOCK_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS_GPU) // max(width, 1))
+    buffer = torch.empty(min(step, total), width, device=device)
+    dense = stack.dense if stack is not None else {}
+    # the square, then a product with each dense vector, then one with each column of the factors
+    sums = torch.zeros(1 + len(dense), dtype=torch.float64, device=device)
+    columns = torch.zeros(sum(stack.ranks) if stack is not None else 0, dtype=torch.float64, device=device)
     for expert in range(experts):
-        first, last = expert * (total // experts), (expert + 1) * (total // experts)
-        for start in range(first, last, step):
+        last = (expert + 1) * (total // experts)
+        for start in range(expert * (total // experts), last, step):
             stop = min(start + step, last)
-            moved = change.rows(start, stop)
-            square += torch.dot(moved.flatten(), moved.flatten()).item()
-            if stack is None:
-                continue
-            for label, dense in stack.dense.items():
-                part = _as_matrix(dense)[start:stop].to(moved)
-                inner[label] += torch.dot(moved.flatten(), part.flatten()).item()
-            if stack.up is not None and stack.down is not None:
-                up, down = _as_matrix(stack.up)[start:stop].to(moved), stack.down
-                down = (down[expert] if down.ndim == 3 else down).to(moved)
-                products = ((moved @ down.mT) * up).double().sum(0)
-                columns = products if columns is None else columns + products
-    if stack is not None and columns is not None:
-        inner |= stack.split(columns)
-    return _Products(square, inner)
+            moved = change.rows(start, stop, buffer)
+            sums[0] += torch.dot(moved.flatten(), moved.flatten())
+            for at, values in enumerate(dense.values(), start=1):
+                sums[at] += torch.dot(moved.flatten(), _as_matrix(values)[start:stop].to(moved).flatten())
+            if stack is not None and stack.up is not None and stack.down_t is not None:
+                down_t = (stack.down_t[expert] if stack.down_t.ndim == 3 else stack.down_t).to(moved)
+                columns += ((moved @ down_t) * _as_matrix(stack.up)[start:stop].to(moved)).sum(0, dtype=torch.float64)
+    square, *inner = sums.tolist()
+    factored = stack.split(columns) if stack is not None and stack.ranks else {}
+    return _Products(square, {**dict(zip(dense, inner, strict=True)), **factored})
 
 
 class _Tally:
