@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_models import CHAT_TEMPLATE, tiny_language_model
 
+from weightsteer.activations.many import generate_many
 from weightsteer.activations.steering import opening_tokens
-from weightsteer.activations.vector import ActivationVector, generate_many
+from weightsteer.activations.vector import ActivationVector
 from weightsteer.errors import AdapterError, ModelError
 from weightsteer.models.blocks import decoder_blocks
 from weightsteer.models.generate import generate, score_options, score_texts
@@ -155,18 +156,22 @@ KS = [-4.0, -2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0]
 
 @pytest.mark.parametrize("operation", ["add", "ablate"])
 @pytest.mark.parametrize("mode", MODES)
-def test_eight_strengths_in_one_batch_answer_as_eight_runs(mode: Any, operation: Any):
-    lm = model()
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_eight_strengths_in_one_batch_answer_as_eight_runs(family: str, mode: Any, operation: Any):
+    lm = model(family=family)
     vector = vector_of(mode, (1,), operation=operation)
-    passes: list[int] = []
-    with torch.inference_mode():
-        hook = lm.network.register_forward_pre_hook(
-            lambda _m, _a, kw: passes.append(len(kw["input_ids"])), with_kwargs=True
-        )
-        found = generate_many(lm, PROMPTS[1], vector, KS, 8)
-        hook.remove()
-    assert set(passes) == {8}
-    assert len(passes) <= 8
+    passes: list[tuple[int, ...]] = []
+    hook = lm.network.register_forward_pre_hook(
+        lambda _m, _a, given: passes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    found = generate_many(lm, PROMPTS[1], vector, KS, 8)
+    hook.remove()
+    prompt = len(lm.tokens(lm.chat(PROMPTS[1])))
+    once = mode == "generated" and family == "llama"  # the other has windows
+    first = [(1, prompt - 1), (8, 1)] if once else [(8, prompt)]
+    assert passes[: len(first)] == first
+    assert set(passes[len(first) :]) <= {(8, 1)}
+    assert len(passes) <= len(first) + 7
     expected = []
     for k in KS:
         with vector.applied(lm, k) as steered:

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from weightsteer.activations.steering import Mode, ablate_hooks, add_hooks, strengths_of
 from weightsteer.errors import AdapterError
-from weightsteer.models import Message
 from weightsteer.models.blocks import decoder_blocks
 from weightsteer.models.language_model import LanguageModel
-from weightsteer.models.paths import greedy_paths
 from weightsteer.stage import digest
 
 FILE = "activation_vector.safetensors"
@@ -196,21 +194,6 @@ class ActivationVector:
                     f"activation vector: block {b} of width {direction.numel()} does not exist in {lm.ref.source}, "
                     f"which has {blocks} blocks of width {width}"
                 )
-
-
-def generate_many(
-    lm: LanguageModel,
-    prompt: str | Sequence[Message],
-    vector: ActivationVector,
-    ks: Sequence[float],
-    max_new_tokens: int,
-    any_base: bool = False,
-) -> list[str]:
-    """Greedy answers to one prompt at each strength of `ks`, in one batch."""
-    ids = lm.tokens(lm.chat(prompt))
-    with vector.applied_by_row(lm, ks, any_base) as steered:
-        paths = greedy_paths(steered, [ids] * len(ks), max_new_tokens)
-    return [lm.tokenizer.decode(path, skip_special_tokens=True).strip() for path in paths]
 
 
 def _one_direction(vector: ActivationVector) -> Float[Tensor, " d_model"]:
