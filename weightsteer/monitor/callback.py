@@ -92,6 +92,7 @@ class SteeringMonitor(TrainerCallback):
         self.directions.check_fit("monitor", self._live.shapes, self._known_base(model), self.any_base)
         if self.warn is not None:
             self.warn.check(self.directions.digests)
+        self.directions.prepare()
         self._sharded = is_sharded(model)
         problem: WeightsteerError | None = None
         if main:

@@ -131,16 +131,28 @@ class Directions:
     def measure(
         self, changes: Iterable[tuple[str, LowRank | Moved]], dtype: torch.dtype = torch.float32
     ) -> Measurement:
-        """Where the changes, parameter by parameter, point; only one of them is looked at at a time.
+        """Where the changes point; only one parameter of them is looked at at a time. See `products`."""
+        return self.measurement((name, self.products(name, change, dtype)) for name, change in changes)
+
+    def products(self, name: str, change: LowRank | Moved, dtype: torch.dtype = torch.float32) -> "Products":
+        """What the change of one parameter has in common with each vector.
 
         ⟨B₁A₁, B₂A₂⟩ = tr((B₁ᵀB₂)(A₂A₁ᵀ)), multiplied in `dtype` and added up in float64.
         """
+        stack = self._stacks.get(name)
+        with torch.no_grad():
+            return _of_factors(change, stack, dtype) if isinstance(change, LowRank) else _of_whole(change, stack)
+
+    def measurement(self, products: Iterable[tuple[str, "Products"]]) -> Measurement:
+        """What the products of all parameters come to, in the whole model and in its parts."""
         tally = _Tally(self._squares)
-        for name, change in changes:
-            stack = self._stacks.get(name)
-            with torch.no_grad():
-                tally.add(name, _products(change, stack, dtype))
-        return tally.measurement()
+        for name, found in products:
+            tally.add(name, found)
+        return Measurement(_finite(math.sqrt(_sum(p.square for p in tally.products.values()))), tally.readings())
+
+    def prepare(self) -> None:
+        """Do now what the first measurement would do."""
+        _ = self._stacks, self._squares
 
     @cached_property
     def _stacks(self) -> dict[str, "_Stack"]:
@@ -183,20 +195,14 @@ class _Stack:
         return {label: part.sum().item() for label, part in zip(self.labels, parts, strict=True)}
 
 
-class _Products(NamedTuple):
+class Products(NamedTuple):
     """Of one parameter: ‖change‖² and ⟨change, vector⟩."""
 
     square: float
     inner: dict[str, float]
 
 
-def _products(change: LowRank | Moved, stack: _Stack | None, dtype: torch.dtype) -> _Products:
-    if isinstance(change, LowRank):
-        return _of_factors(change, stack, dtype)
-    return _of_whole(change, stack)
-
-
-def _of_factors(change: LowRank, stack: _Stack | None, dtype: torch.dtype) -> _Products:
+def _of_factors(change: LowRank, stack: _Stack | None, dtype: torch.dtype) -> Products:
     up, down = change.up.to(dtype), change.down.to(dtype)
     square = ((up.mT @ up).double() * (down @ down.mT).double()).sum().item()
     inner: dict[str, float] = {}
@@ -206,10 +212,10 @@ def _of_factors(change: LowRank, stack: _Stack | None, dtype: torch.dtype) -> _P
         inner |= stack.split(columns)
     for label, dense in stack.dense.items() if stack is not None else ():  # ⟨D, UV⟩ = ⟨DVᵀ, U⟩
         inner[label] = ((dense.to(down) @ down.mT).double() * up.double()).sum().item()
-    return _Products(max(square, 0.0), inner)  # rounding can leave a change of zero slightly below zero
+    return Products(max(square, 0.0), inner)  # rounding can leave a change of zero slightly below zero
 
 
-def _of_whole(change: Moved, stack: _Stack | None) -> _Products:
+def _of_whole(change: Moved, stack: _Stack | None) -> Products:
     """Block of rows by block of rows, so that nothing of the parameter's size is in float32."""
     total, width = _as_matrix(change.after).shape
     experts, device = math.prod(change.shape[:-2]), change.after.device
@@ -232,7 +238,7 @@ def _of_whole(change: Moved, stack: _Stack | None) -> _Products:
                 columns += ((moved @ down_t) * _as_matrix(stack.up)[start:stop].to(moved)).sum(0, dtype=torch.float64)
     square, *inner = sums.tolist()
     factored = stack.split(columns) if stack is not None and stack.ranks else {}
-    return _Products(square, {**dict(zip(dense, inner, strict=True)), **factored})
+    return Products(square, {**dict(zip(dense, inner, strict=True)), **factored})
 
 
 class _Tally:
@@ -240,16 +246,15 @@ class _Tally:
 
     def __init__(self, vector_squares: Mapping[str, Mapping[str, float]]):
         self.vector_squares = vector_squares
-        self.products: dict[str, _Products] = {}
+        self.products: dict[str, Products] = {}
 
-    def add(self, name: str, products: _Products) -> None:
+    def add(self, name: str, products: Products) -> None:
         if name in self.products:
             raise AdapterError(f"{name}: stands twice among the changes. Expected each parameter once")
         self.products[name] = products
 
-    def measurement(self) -> Measurement:
-        readings = {label: self._reading(label) for label in self.vector_squares}
-        return Measurement(_finite(math.sqrt(_sum(p.square for p in self.products.values()))), readings)
+    def readings(self) -> dict[str, Reading]:
+        return {label: self._reading(label) for label in self.vector_squares}
 
     def _reading(self, label: str) -> Reading:
         names = {*self.products, *self.vector_squares[label]}

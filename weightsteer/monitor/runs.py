@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,12 @@ from torch import Tensor
 
 from weightsteer import progress
 from weightsteer.errors import CheckpointError, ModelError, WeightsteerError, report_problems
+from weightsteer.merging.lanes import Lane, in_order, open_lanes
 from weightsteer.models.reference import locate, resolve
-from weightsteer.monitor.measure import Directions, Moved
+from weightsteer.monitor.measure import Directions, Measurement, Moved, Products
 from weightsteer.monitor.record import Point, Record
 from weightsteer.weights.base import Base
+from weightsteer.weights.checkpoint import TORCH_DTYPES
 from weightsteer.weights.difference import Difference
 from weightsteer.weights.lowrank import Change, LowRank
 from weightsteer.weights.vector import WeightVector
@@ -51,25 +52,21 @@ class SavedChange(Mapping[str, Change]):
         self.difference = Difference.of([(path, 1.0), (base.path, -1.0)])
         self.shapes, self.fingerprint = dict(self.difference.shapes), base.fingerprint
 
-    def changes(self) -> Iterator[tuple[str, LowRank | Moved]]:
-        """Each parameter with its change; of whole models the next is read while this one is looked at."""
+    def measured(self, directions: Directions) -> Measurement:
+        """The change along the vectors; of whole models a few parameters are read and looked at at once, on threads."""
         if self.adapter:
-            for name, change in self.entries.items():
-                yield name, change if isinstance(change, LowRank) else Moved(change)
-            return
-        names = list(self.shapes)
-        with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._values, names[0])
-            for name, following in zip(names, [*names[1:], None], strict=True):
-                after, before = coming.result()
-                if following is not None:
-                    coming = reader.submit(self._values, following)
-                if after is None or before is None:  # a bias that only one of them has
-                    present, sign = (after, 1) if after is not None else (before, -1)
-                    assert present is not None
-                    yield name, Moved(sign * present)
-                elif not (torch.equal(after[:1], before[:1]) and torch.equal(after, before)):  # mostly seen at once
-                    yield name, Moved(after, before)
+            factored = {n: c if isinstance(c, LowRank) else Moved(c) for n, c in self.entries.items()}
+            return directions.measure(factored.items(), torch.float64)
+        directions.prepare()  # once, not on each of the threads
+
+        def look(name: str, lane: Lane) -> Products:
+            after, before = (_stored(m, name, lane, b) for (m, _), b in zip(self.difference.models, "ab", strict=True))
+            if after is None or before is None:  # a bias that only one of them has
+                return directions.products(name, Moved(after if after is not None else -before))
+            return directions.products(name, Moved(after, before))
+
+        with open_lanes() as lanes:
+            return directions.measurement(in_order(look, self.shapes, lanes))
 
     def __getitem__(self, name: str) -> Change:
         if self.adapter:
@@ -82,9 +79,6 @@ class SavedChange(Mapping[str, Change]):
 
     def __len__(self) -> int:
         return len(self.shapes)
-
-    def _values(self, name: str) -> tuple[Tensor | None, ...]:
-        return tuple(_stored(model, name) for model, _ in self.difference.models)
 
 
 def saved_states(run: Path | str) -> list[Saved]:
@@ -138,7 +132,7 @@ def measure_run(run: Path | str, directions: Directions, base: Base | None = Non
             if problems:  # an error is certain: only look for more
                 continue
             directions.check_fit(state.path, change.shapes, fingerprint or change.fingerprint, any_base)
-            told = directions.measure(change.changes(), torch.float64).to_json()
+            told = change.measured(directions).to_json()
             taken = round(time.perf_counter() - start, 6)
             point = Point(state.step, state.share, told["norm"], told["vectors"], source=str(state.path), seconds=taken)
             record.points.append(point)
@@ -147,10 +141,16 @@ def measure_run(run: Path | str, directions: Directions, base: Base | None = Non
     return record
 
 
-def _stored(model: Base, name: str) -> Tensor | None:
-    if name in model.parameters:
+def _stored(model: Base, name: str, lane: Lane, buffer: str) -> Tensor | None:
+    """The values of a parameter, in a buffer of the lane where one stored tensor holds them; None where none does."""
+    if name not in model.parameters:  # a bias that the architecture does not have
+        return model.checkpoint.tensor(name) if name in model.checkpoint.names else None
+    stored = {at.stored for at in model.placements(name)}
+    if len(stored) != 1:
         return model.tensor(name)
-    return model.checkpoint.tensor(name) if name in model.checkpoint.names else None
+    info = model.checkpoint.info(stored.pop())
+    data = lane.read(info.file, info.start, info.stop, buffer)
+    return data.view(TORCH_DTYPES[info.dtype]).reshape(model.parameters[name].shape)
 
 
 def _is_adapter(path: Path) -> bool:

@@ -67,7 +67,7 @@ def monitor_run(
         if thresholds is not None:
             thresholds.check(directions.digests)
         record = with_limits(measure_run(run, directions, model, any_base), thresholds)
-        matrix = _matrix(loaded, Path(run), model)
+        matrix = _matrix(loaded, Path(run), model, bool(record.points[-1].norm))
     projections = {}
     if in_activations:
         assert base is not None
@@ -134,12 +134,12 @@ def read_rows(path: Path, keys: Sequence[str]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _matrix(vectors: Mapping[str, WeightVector], run: Path, base: Base | None) -> CosineMatrix | None:
+def _matrix(vectors: Mapping[str, WeightVector], run: Path, base: Base | None, moved: bool) -> CosineMatrix | None:
     """The vectors beside one another and beside what the run has come to; None where it has not moved."""
     last = SavedChange(saved_states(run)[-1].path, base)
     named: dict[str, Any] = {label: vector.entries for label, vector in vectors.items()}
     name = next(n for n in (f"τ {run.name}", f"τ {run}") if n not in named)
-    if any(True for _ in last.changes()):
+    if moved:
         named[name] = last
     return cosine_matrix(named) if len(named) > 1 else None
 
