@@ -151,11 +151,11 @@ def train_adapter(
     with quiet_transformers(), quiet_datasets():
         adapted = wrap(lm, settings)
         saved = adapted.peft_config["default"]
-        saved.base_model_name_or_path = lm.ref.source
         if not isinstance(saved.target_modules, str):  # a set, which every process would write in another order
             saved.target_modules = sorted(saved.target_modules)
 
         def save(folder: Path) -> None:
+            saved.base_model_name_or_path = lm.ref.source  # not before: the trainer would ask the hub for it
             adapted.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub for the base
             (folder / "README.md").unlink(missing_ok=True)  # peft's card is a form that nobody has filled in
 
