@@ -29,8 +29,8 @@ Prompt = str | Sequence[Message]
 
 def caa_vector(lm: LanguageModel, pairs: ContrastDataset, label: str = "activations") -> ActivationVector:
     """Mean difference at the answer token, added after the user's turn. Source: arXiv 2312.06681, section 3."""
-    sides = [capture(lm, texts, label) for texts in answer_token_examples(lm, pairs.pairs)]
-    return difference(lm, *sides, "after_user", _about(pairs, "CAA", "answer token"))
+    positive, negative = (capture(lm, texts, label) for texts in answer_token_examples(lm, pairs.pairs))
+    return difference(lm, positive, negative, "after_user", _about(pairs, "CAA", "answer token"))
 
 
 def persona_vector(lm: LanguageModel, pairs: ContrastDataset, label: str = "activations") -> ActivationVector:
@@ -38,11 +38,11 @@ def persona_vector(lm: LanguageModel, pairs: ContrastDataset, label: str = "acti
 
     `increments()` of it is the all-layers form.
     """
-    sides = [
+    positive, negative = (
         capture(lm, [example(*encode_example(lm, p, a), "answer") for p, a in pairs.side(side)], f"{label}: {side}")
         for side in ("positive", "negative")
-    ]
-    return difference(lm, *sides, "generated", _about(pairs, "persona vector", "mean over answer tokens"))
+    )
+    return difference(lm, positive, negative, "generated", _about(pairs, "persona vector", "mean over answer tokens"))
 
 
 def prompt_vector(
@@ -57,11 +57,11 @@ def prompt_vector(
     Added to every token. `position` may be another token of the template after the instruction, -2 for the last but
     one. `at(block - 1).ablating()` is the refusal direction that arXiv 2406.11717 reads at the input of `block`.
     """
-    sides = [
+    ours, theirs = (
         capture(lm, [example(lm.tokens(lm.chat(prompt)), [], position) for prompt in prompts], label)
         for prompts in (positive, negative)
-    ]
-    return difference(lm, *sides, "all", {"method": "prompt difference", "position": position})
+    )
+    return difference(lm, ours, theirs, "all", {"method": "prompt difference", "position": position})
 
 
 def pca_vector(

@@ -88,8 +88,12 @@ def trained_vector(
     found = vector.detach()
     if settings.norm is not None:
         found = found * (settings.norm / found.norm())
-    info = {"behavior": pairs.behavior, "pairs_digest": pairs.digest, "method": f"trained: {settings.objective}"}
-    info["training"] = asdict(settings)
+    info = {
+        "behavior": pairs.behavior,
+        "pairs_digest": pairs.digest,
+        "method": f"trained: {settings.objective}",
+        "training": asdict(settings),
+    }
     return ActivationVector({settings.block: found}, lm.ref.fingerprint, "all", info)
 
 
