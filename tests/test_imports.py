@@ -20,6 +20,7 @@ ORDER = (
     ("calibration", "sweep"),
     ("equal_kl",),
     ("release", "summary", "report", "show", "hub"),
+    ("monitor",),
     ("pipeline",),
     ("cli",),
 )
@@ -29,7 +30,7 @@ PEERS = {("methods", "evals"), ("hub", "report")}
 # They cost seconds, so they are imported inside the functions that need them; torch may stand at the top of some rooms.
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "scipy", "matplotlib", "huggingface_hub",
          "safetensors", "gguf", "openai", "lm_eval"}  # fmt: skip
-ROOMS_OF_TORCH = {"weights", "merging", "activations", "models"}
+ROOMS_OF_TORCH = {"weights", "merging", "monitor", "activations", "models"}
 
 
 def sources() -> Iterator[tuple[str, str, ast.Module]]:

@@ -9,11 +9,10 @@ import torch
 from tiny_models import CHAT_TEMPLATE, tiny_language_model
 
 from weightsteer.activations.many import generate_many
-from weightsteer.activations.steering import opening_tokens
 from weightsteer.activations.vector import ActivationVector
 from weightsteer.errors import AdapterError, ModelError
 from weightsteer.models.blocks import decoder_blocks
-from weightsteer.models.generate import generate, score_options, score_texts
+from weightsteer.models.generate import generate, opening_tokens, score_options, score_texts
 from weightsteer.models.paths import greedy_paths
 
 MODES = ["all", "after_user", "generated", "answer"]

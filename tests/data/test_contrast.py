@@ -169,9 +169,7 @@ def test_a_missing_file_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch:
 
 
 def test_a_dataset_that_the_hub_does_not_give():
-    with pytest.raises(
-        DataError, match=r"org/nope: no such file, and `datasets` does not give it \(.+\)\. E"
-    ):
+    with pytest.raises(DataError, match=r"org/nope: no such file, and `datasets` does not give it \(.+\)\. E"):
         read_pairs("org/nope")
 
 

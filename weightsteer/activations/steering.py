@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from weightsteer.errors import AdapterError, ModelError
 from weightsteer.models.blocks import decoder_blocks
-from weightsteer.models.generate import _answer_columns
+from weightsteer.models.generate import answer_columns, opening_tokens
 from weightsteer.models.language_model import LanguageModel
 
 # all: every token; after_user: every token after the end of the user's turn, and always the last prompt token (arXiv
@@ -71,32 +71,13 @@ def steered_columns(mode: Mode, width: int, opening: int) -> int:
     """How many trailing columns of the running forward pass of `width` columns are steered."""
     if mode == "all":
         return width
-    scored = _answer_columns.get(None)  # None: generating, where with a cache every new token comes alone
+    scored = answer_columns(None)  # None: generating, where with a cache every new token comes alone
     if mode == "answer":
         return max(scored - 1, 0) if scored is not None else int(width == 1)
     columns = 1 if scored is None else scored
     if mode == "after_user" and columns:
         columns += opening - 1
     return min(columns, width)
-
-
-def opening_tokens(lm: LanguageModel) -> int:
-    """How many tokens the chat template writes between the user's turn and the answer, at least 1.
-
-    Where there are none (Llama 2's turn ends in `[/INST]`) the last token of the turn counts, as in the code of arXiv
-    2312.06681: it is the one that predicts the answer's first.
-    """
-    turn, whole = (
-        lm.tokens(lm.tokenizer.apply_chat_template([_QUESTION], tokenize=False, add_generation_prompt=opened))
-        for opened in (False, True)
-    )
-    shared = 0
-    while shared < min(len(turn), len(whole)) and turn[shared] == whole[shared]:
-        shared += 1
-    return max(len(whole) - shared, 1)
-
-
-_QUESTION = {"role": "user", "content": "?"}
 
 
 def strengths_of(ks: float | Sequence[float]) -> Float[Tensor, "rows 1 1"]:

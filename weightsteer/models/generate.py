@@ -35,17 +35,17 @@ SHARED_TOKENS = 8
 # count padding as text.
 PLAIN: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
-_answer_columns: ContextVar[int] = ContextVar("answer_columns", default=1)
+_answer_columns: ContextVar[int | None] = ContextVar("answer_columns", default=1)
 
 
-def answer_columns() -> int:
+def answer_columns(otherwise: int | None = 1) -> int | None:
     """How many trailing columns of the running forward pass predict answer tokens.
 
     1 while generating with a cache: the last prompt token, then each new token. While options are scored it is the
     last prompt token and all option tokens, and 0 in a pass over the start of a prompt. What steers only the answer
-    asks here.
+    asks here. Where nothing is scored, `otherwise`.
     """
-    return _answer_columns.get()
+    return _answer_columns.get(otherwise)
 
 
 @torch.inference_mode()
@@ -141,6 +141,25 @@ def _score(
     return scores
 
 
+def opening_tokens(lm: LanguageModel) -> int:
+    """How many tokens the chat template writes between the user's turn and the answer, at least 1.
+
+    Where there are none (Llama 2's turn ends in `[/INST]`) the last token of the turn counts, as in the code of arXiv
+    2312.06681: it is the one that predicts the answer's first.
+    """
+    turn, whole = (
+        lm.tokens(lm.tokenizer.apply_chat_template([_QUESTION], tokenize=False, add_generation_prompt=opened))
+        for opened in (False, True)
+    )
+    shared = 0
+    while shared < min(len(turn), len(whole)) and turn[shared] == whole[shared]:
+        shared += 1
+    return max(len(whole) - shared, 1)
+
+
+_QUESTION = {"role": "user", "content": "?"}
+
+
 @dataclass(frozen=True)
 class _Beginning:
     """The start that all prompts share, such as a system prompt: its length and its keys and values."""
@@ -159,7 +178,8 @@ class _Beginning:
 
 def _beginning(lm: LanguageModel, prompts: list[list[int]]) -> _Beginning:
     """Compute the shared start of `prompts` once; nothing where it is short or the architecture keeps other state."""
-    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    # What is written between the last turn and the answer stays outside: it may be steered, a start never is.
+    columns = zip(*(prompt[: -opening_tokens(lm)] for prompt in prompts), strict=False)
     width = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     if len(prompts) < 2 or width < SHARED_TOKENS or not sees_everything(lm.network):
         return _Beginning()
