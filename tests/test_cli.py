@@ -118,7 +118,7 @@ def test_check_shows_the_stages(call: Call, finished: Path, tmp_path: Path):
     lines = out.splitlines()
     assert lines[0] == f"{recipe}: ok. 20 pairs, 1 methods, 1 evals"
     assert [line.split() for line in lines[1:]] == [
-        ["pairs", "1/1"], ["weights", "3/3"], ["sweep", "3/3"], ["merge", "1/1"], ["report", "1/1"],
+        ["pairs", "1/1"], ["fit", "3/3"], ["sweep", "3/3"], ["merge", "1/1"], ["report", "1/1"],
         ["in", str(finished)],
     ]  # fmt: skip
     code, out, _ = call("check", recipe, "--out", tmp_path, "--json", "--set", "seed=3")
@@ -154,7 +154,7 @@ def test_run_as_json(call: Call, finished: Path):
 
 def test_run_until(call: Call, finished: Path, tmp_path: Path):
     code, out, err = call("run", finished.parent / "recipe.yaml", "--out", tmp_path / "o", "--until", "pairs")
-    assert (code, out, err) == (0, f"Stopped after pairs: {tmp_path / 'o'}\n", "[1/8] pairs\n")
+    assert (code, out, err) == (0, f"Stopped after pairs: {tmp_path / 'o'}\n", "[1/9] pairs\n")
     code, out, err = call(
         "run", finished.parent / "recipe.yaml", "--out", tmp_path / "o", "--until", "pairs", "--quiet"
     )

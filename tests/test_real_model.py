@@ -15,6 +15,7 @@ SHIPPED = Path(__file__).parent.parent / "recipes"
 
 def test_a_few_steps_move_held_out_answers(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     import weightsteer as ws
+    from weightsteer.evals import Given
 
     path = write_recipe(
         name="short",

@@ -125,7 +125,7 @@ def test_shipped_questions_are_english():
 def test_rows_of_another_kind(write_items: Callable[..., Path]):
     path = write_items({"text": "x"}, {"prompt": ""})
     with pytest.raises(
-        DataError, match=r"row 1: has the keys \['text'\]. Expected prompt or .*\n.*row 2: prompt: found"
+        DataError, match=r"row 1: has the keys \['text'\]. Expected prompt, question or .*\n.*row 2: prompt: found"
     ):
         read_items(Settings(name="language", items=path), GIVEN)
 
