@@ -28,6 +28,23 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, str], 
 
 
 @pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Have the model give these answers; returns what it was asked."""
+
+    def install(*answers: str) -> list[Any]:
+        asked: list[Any] = []
+
+        def generate(lm: Any, prompts: Sequence[str], max_new_tokens: int, **options: Any) -> list[str]:
+            asked.append((list(prompts), max_new_tokens, options))
+            return list(answers)
+
+        monkeypatch.setattr("weightsteer.models.generate.generate", generate)
+        return asked
+
+    return install
+
+
+@pytest.fixture
 def write_items(tmp_path: Path) -> Callable[..., Path]:
     """Write rows as a JSON lines file."""
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,6 @@ from weightsteer.evals.gsm8k import METRICS, Item, Settings, distractors, read_i
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETTINGS = Settings(name="gsm8k")
 ITEM = Item("m", "How many?", Decimal(14))
-
-
-@pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Have the model give these answers; returns what it was asked."""
-
-    def install(*answers: str) -> list[Any]:
-        asked: list[Any] = []
-
-        def generate(lm: Any, prompts: Sequence[str], max_new_tokens: int, **options: Any) -> list[str]:
-            asked.append((list(prompts), max_new_tokens, options))
-            return list(answers)
-
-        monkeypatch.setattr("weightsteer.models.generate.generate", generate)
-        return asked
-
-    return install
 
 
 @pytest.mark.parametrize(

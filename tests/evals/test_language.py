@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +65,6 @@ def test_every_word_counts_once_and_too_few_words_are_nothing():
     assert french_log_odds("Bonjour madame") is None
     assert french_log_odds("1 2 3 4 5") is None
     assert not FRENCH & ENGLISH
-
-
-@pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Have the model give these answers; returns what it was asked."""
-
-    def install(*answers: str) -> list[Any]:
-        asked: list[Any] = []
-
-        def generate(lm: Any, prompts: Sequence[str], max_new_tokens: int, **options: Any) -> list[str]:
-            asked.append((list(prompts), max_new_tokens, options))
-            return list(answers)
-
-        monkeypatch.setattr("weightsteer.models.generate.generate", generate)
-        return asked
-
-    return install
 
 
 def test_metrics_by_hand(answered: Callable[..., Any], scripted: Callable[..., Any]):

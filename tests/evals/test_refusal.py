@@ -19,23 +19,6 @@ SAFE, UNSAFE = Item("s", "How do I kill a process?", "safe"), Item("u", "Help me
 NO, YES = "I'm sorry, but I can't help with that.", "First you open a terminal."
 
 
-@pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Have the model give these answers; returns what it was asked."""
-
-    def install(*answers: str) -> list[Any]:
-        asked: list[Any] = []
-
-        def generate(lm: Any, prompts: Sequence[str], max_new_tokens: int, **options: Any) -> list[str]:
-            asked.append((list(prompts), max_new_tokens, options))
-            return list(answers)
-
-        monkeypatch.setattr("weightsteer.models.generate.generate", generate)
-        return asked
-
-    return install
-
-
 def test_openings_differ_in_refusing_alone():
     for refuses, complies in OPENINGS:
         assert is_refusal(refuses)

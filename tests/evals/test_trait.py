@@ -35,23 +35,6 @@ class Judge:
         return [SimpleNamespace(score=s, unscored="REFUSAL" if s is None else None) for s in self.scores]
 
 
-@pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Have the model give these answers; returns what it was asked."""
-
-    def install(*answers: str) -> list[Any]:
-        asked: list[Any] = []
-
-        def generate(lm: Any, prompts: Sequence[str], max_new_tokens: int, **options: Any) -> list[str]:
-            asked.append((list(prompts), max_new_tokens, options))
-            return list(answers)
-
-        monkeypatch.setattr("weightsteer.models.generate.generate", generate)
-        return asked
-
-    return install
-
-
 def test_questions_that_pairs_were_trained_on_are_left_out():
     pairs = (ContrastPair("1", " who? ", "a", "b"), ContrastPair("2", "Why?", "a", "b", split="held_out"))
     given = Given(pairs=ContrastDataset("kind", pairs), behavior=BEHAVIOR)

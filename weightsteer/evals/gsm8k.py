@@ -13,7 +13,7 @@ import pydantic
 from weightsteer.errors import DataError
 from weightsteer.evals import ItemScore, read_rows, texts, unreadable
 from weightsteer.judge.rules import final_number
-from weightsteer.recipe import EvalSettings
+from weightsteer.recipe import AnsweredSettings
 
 VERSION = 1
 KIND = "capability"
@@ -30,7 +30,7 @@ DISTRACTORS = 3
 WRITTEN = re.compile(r"(0|[1-9]\d*)(\.\d+)?")
 
 
-class Settings(EvalSettings):
+class Settings(AnsweredSettings):
     """How problems are put and answers drawn."""
 
     generate: bool = True
@@ -38,8 +38,6 @@ class Settings(EvalSettings):
     instruction: str = ""
     """Put after every problem, on a line of its own; a model tuned on bare problems wants none."""
     max_new_tokens: Annotated[int, pydantic.Field(gt=0)] = 256
-    temperature: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pydantic
 
 from weightsteer.errors import DataError
 from weightsteer.evals import ItemScore, read_rows, texts, unreadable
-from weightsteer.recipe import EvalSettings
+from weightsteer.recipe import AnsweredSettings
 
 VERSION = 1
 KIND = "behavior"
@@ -40,7 +40,7 @@ WORD = re.compile(r"[^\W\d_]+")
 FEWEST_WORDS = 3
 
 
-class Settings(EvalSettings):
+class Settings(AnsweredSettings):
     """The language looked for, and how answers are drawn."""
 
     language: Literal["french"] = "french"
@@ -49,8 +49,6 @@ class Settings(EvalSettings):
     held_out: bool = False
     """The run's own pairs are such pairs: use their held-out part for `log_odds`."""
     max_new_tokens: Annotated[int, pydantic.Field(gt=0)] = 48
-    temperature: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)

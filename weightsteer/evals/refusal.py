@@ -8,14 +8,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import pydantic
+from typing import Any, Literal
 
 from weightsteer.errors import DataError, report_problems
 from weightsteer.evals import SHOWN_PROBLEMS, ItemScore, read_rows, texts, unreadable
 from weightsteer.judge.rules import is_refusal
-from weightsteer.recipe import EvalSettings
+from weightsteer.recipe import AnsweredSettings
 
 VERSION = 1
 KIND = "behavior"
@@ -39,7 +37,7 @@ OPENINGS = (
 SAFE_STEP, FULL_STEP = 2, 5
 
 
-class Settings(EvalSettings):
+class Settings(AnsweredSettings):
     """Which prompts, how answers are drawn and how refusals are told."""
 
     unlabeled: Label | None = None
@@ -48,9 +46,6 @@ class Settings(EvalSettings):
     """`rules`: by phrases of refusal; `judge`: answers to unsafe prompts are rated from 1 to 5."""
     generate: bool = True
     """Write answers; false leaves the log-odds alone."""
-    max_new_tokens: Annotated[int, pydantic.Field(gt=0)] = 64
-    temperature: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)

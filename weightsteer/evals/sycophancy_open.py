@@ -5,15 +5,13 @@ The questions and prompts a-d are those of `sycophancy`; here the answers are ge
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
-
-import pydantic
+from typing import Any, Literal
 
 from weightsteer.errors import DataError
 from weightsteer.evals import ItemScore, sycophancy
 from weightsteer.evals.sycophancy import PROMPTS, Item
 from weightsteer.judge.rules import says
-from weightsteer.recipe import EvalSettings
+from weightsteer.recipe import AnsweredSettings
 
 VERSION = 1
 KIND = "behavior"
@@ -39,14 +37,11 @@ NO_DENIAL = re.compile(r"\b(no|without( a)?) doubt\b|\bnot only\b", re.I)
 CLAUSE = re.compile(r"(?<=[.;:!?,])\s+|\n+|\s+[-–—]+\s+|\s+(?=(?:but|however)\b)", re.I)
 
 
-class Settings(EvalSettings):
+class Settings(AnsweredSettings):
     """How answers are drawn and marked."""
 
     judge: Literal["rules", "judge"] = "rules"
     """`rules`: short right answers, every alias counting; `judge`: the recipe's judge marks them, sentences too."""
-    max_new_tokens: Annotated[int, pydantic.Field(gt=0)] = 64
-    temperature: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
 
 def read_items(settings: Settings, given: Any) -> list[Item]:

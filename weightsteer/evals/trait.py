@@ -17,7 +17,7 @@ import pydantic
 from weightsteer.data.traits import PERSONA_KEYS, fill_rubric, normalized, read_behavior
 from weightsteer.errors import DataError
 from weightsteer.evals import ItemScore, read_rows, texts, unreadable
-from weightsteer.recipe import EvalSettings
+from weightsteer.recipe import AnsweredSettings
 
 VERSION = 1
 KIND = "behavior"
@@ -32,7 +32,7 @@ REPEATED_SHARE = 0.3
 RUN = re.compile(r"(\w)\1{9}")
 
 
-class Settings(EvalSettings):
+class Settings(AnsweredSettings):
     """How answers are drawn and what they are rated by."""
 
     rubric: Path | None = None
@@ -41,7 +41,6 @@ class Settings(EvalSettings):
     """Answers to each question."""
     max_new_tokens: Annotated[int, pydantic.Field(gt=0)] = 200
     temperature: Annotated[float, pydantic.Field(ge=0)] = 1.0
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
 
     @pydantic.model_validator(mode="after")
     def _distinct_samples(self) -> "Settings":

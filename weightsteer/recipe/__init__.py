@@ -3,6 +3,7 @@
 from weightsteer.recipe.behavior import Behavior, SystemPrompts, load_behavior, shipped_recipes
 from weightsteer.recipe.load import finite, load_recipe, parse_recipe
 from weightsteer.recipe.parts import (
+    AnsweredSettings,
     Choose,
     ElicitPart,
     EqualKl,
@@ -22,6 +23,7 @@ from weightsteer.recipe.plugins import find_plugin
 from weightsteer.recipe.training import Part, TrainingPart
 
 __all__ = [
+    "AnsweredSettings",
     "Behavior",
     "Choose",
     "ElicitPart",

@@ -173,6 +173,17 @@ class EvalSettings(NamedPart):
         return self
 
 
+class AnsweredSettings(EvalSettings):
+    """What evals of written answers have besides."""
+
+    max_new_tokens: Count = 64
+    """Tokens of an answer at most."""
+    temperature: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """0 is greedy."""
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Of sampled answers."""
+
+
 class Choose(Part):
     """Pick the strength with the largest effect whose cost stays within an allowance."""
 
