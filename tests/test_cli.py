@@ -217,6 +217,38 @@ def test_eval_of_a_model_and_of_a_steered_model(call: Call, finished: Path, mode
     assert "capability (n = 8, unscored 0)\n" in out
 
 
+def test_monitor_measures_a_run_along_vectors(call: Call, finished: Path, tmp_path: Path, model_folder: Path):
+    vector = finished / "weights" / "vector"
+    named = tmp_path / "seed=1"
+    named.symlink_to(vector)
+    code, out, err = call(
+        "monitor", finished / "weights" / "positive", "--vector", f"mine={named}", "--base", model_folder,
+        "--out", tmp_path / "page", "--quiet",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    cosine = WeightVector.load(finished / "weights" / "positive").cosine(WeightVector.load(vector))
+    [line] = [line for line in out.splitlines() if line.startswith("mine ")]
+    assert float(line.split()[1].replace("−", "-")) == pytest.approx(cosine, abs=1e-3)
+    assert (tmp_path / "page" / "monitor.html").is_file()
+    code, _, err = call("monitor", finished / "weights", "--vector", tmp_path / "nope")
+    assert code == 2
+    assert "nope: no such folder. Expected FOLDER or NAME=FOLDER" in err
+
+
+def test_elicit_says_why_nothing_was_kept(call: Call, tmp_path: Path, model_folder: Path):
+    """A random model answers and rates at random: no pair is left, and the table says where the answers went."""
+    trait = Path(__file__).parent.parent / "recipes" / "behaviors" / "formality.yaml"
+    code, out, err = call(
+        "elicit", trait, "--model", model_folder, "--out", tmp_path / "e", "--questions", 1, "--samples", 1,
+        "--max-new-tokens", 4, "--quiet",
+    )  # fmt: skip
+    assert (code, out) == (2, "")
+    assert "sampled" in err
+    code, _, err = call("elicit", tmp_path / "no.yaml", "--model", model_folder, "--out", tmp_path / "e")
+    assert code == 2
+    assert "no.yaml: no such file" in err
+
+
 def test_show_tells_what_a_path_is(call: Call, finished: Path, model_folder: Path):
     vector = finished / "weights" / "vector"
     for path in (finished.parent / "recipe.yaml", vector, finished / "weights" / "positive", finished / "merged",

@@ -271,6 +271,51 @@ def evaluate_model(
 
 
 @app.command()
+def monitor(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="Saved checkpoints or adapters of a training run, or one model.")
+    ],
+    vector: Annotated[
+        list[str], typer.Option("--vector", metavar="[NAME=]V", help="Vector, or a library of vectors; repeatable.")
+    ],
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="What the run started from.")] = None,
+    out: Out = None,
+    control: Annotated[
+        list[Path], typer.Option("--control", metavar="FILE", help="Readings of a control run; repeatable.")
+    ] = [],  # noqa: B006
+    sigma: Annotated[float, typer.Option("--sigma", min=0, help="Limit: so many spreads above the controls.")] = 3.0,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="JSON lines of prompt, for activation vectors.")
+    ] = None,
+    training_set: Annotated[
+        Path | None, typer.Option("--training-set", metavar="FILE", help="JSON lines of prompt and answer, to screen.")
+    ] = None,
+    any_base: AnyBase = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a training run along known vectors, afterwards: the cosine of every saved state, as a page with --out."""
+    from weightsteer.monitor.page import headline, summary_rows
+    from weightsteer.monitor.watch import Rows, monitor_run, read_rows
+
+    rows = Rows(
+        [text for (text,) in read_rows(prompts, ["prompt"])] if prompts else (),
+        [(prompt, answer) for prompt, answer in read_rows(training_set, ["prompt", "answer"])] if training_set else (),
+    )
+    with progress.display(quiet or json):
+        monitored = monitor_run(run_dir, vector, base, out, control, sigma, any_base, rows)
+    kinds, summary = summary_rows(monitored)
+    table = [["vector", "cosine", "projection", *kinds, "limit", "crossed"]]
+    table += [[r.label, r.cosine, r.projection, *r.kinds, r.limit, r.crossed] for r in summary]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [headline(monitored), ""]
+    lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    if out is not None:
+        lines += ["", f"Page  {out}"]
+    _print(json, [asdict(point) for point in monitored.record.points], "\n".join(lines))
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A merged checkpoint, a vector or an adapter.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the hub.")],

@@ -84,13 +84,15 @@ def name_vectors(vectors: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     problems = []
     for text in vectors:
-        label, _, given = text.rpartition("=")
+        label, named, given = text.partition("=")  # a name has no "=", a folder may: seed=1
+        if not named:
+            label, given = "", text
         path = Path(text if Path(text).exists() else given)
         if not path.is_dir():
             problems.append(f"{text}: no such folder. Expected FOLDER or NAME=FOLDER")
             continue
-        named = {name: e.path for name, e in Library(path).items()} if is_library(path) else {}
-        for name, folder in (named or {label if path != Path(text) else _name(path): path}).items():
+        listed = {name: e.path for name, e in Library(path).items()} if is_library(path) else {}
+        for name, folder in (listed or {label if path != Path(text) else _name(path): path}).items():
             if name in found:
                 problems.append(
                     f"{name}: both {found[name]} and {folder}. Expected one vector a name; give NAME=FOLDER"
