@@ -197,6 +197,10 @@ class _Run:
         finished = self._finished()
         if finished:
             return finished
+        if self.given.judge is not None:
+            from weightsteer.judge.agreement import check_judge
+
+            check_judge(self.given.judge)
         if not (self.out / "recipe.yaml").exists():
             self._write_recipe(self.out)
         outcome = self._stages()
@@ -276,9 +280,11 @@ class _Run:
     def _elicit(self) -> None:
         """Sample the pairs from the model, and check what could not be checked before they were there."""
         from weightsteer.data.elicit import elicit
+        from weightsteer.judge.agreement import check_judge
 
         recipe, behavior = self.recipe, load_behavior(self.recipe)
         assert recipe.pairs.elicit is not None
+        check_judge(self.judge)
         found = elicit(behavior, self.lm, recipe.pairs.elicit, self.judge, recipe.seed, self.out / "elicited")
         self.pairs = ContrastDataset(recipe.behavior, split_pairs(found, recipe.pairs, recipe.seed), "elicited")
         for settings in recipe.methods:

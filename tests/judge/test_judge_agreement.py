@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import weightsteer.judge
+from weightsteer.errors import JudgeError
 from weightsteer.judge import Scale, Verdict
-from weightsteer.judge.agreement import judge_agreement, refusal_agreement
+from weightsteer.judge.agreement import check_judge, judge_agreement, refusal_agreement
 
 ITEMS = Path(weightsteer.judge.__file__).parent / "items"
 RUBRIC = "Q: {question}\nA: {answer}"
@@ -47,6 +48,26 @@ def test_what_is_unscored_or_undecided_is_not_right():
     )
     nothing = judge_agreement(Oracle(agree=None, neutral=None, disagree=None), RUBRIC)
     assert nothing == {"n": 40, "unscored": 40, "spearman": None, "accuracy": None}
+
+
+class Silent:
+    """Scores what is at these places of what it is asked, nothing else."""
+
+    digest = "silent"
+
+    def __init__(self, *scored: int) -> None:
+        self.scored = scored
+
+    def rate(self, prompts: Sequence[str], scale: Scale, label: str = "") -> list[Verdict]:
+        return [
+            Verdict(50, "50", None) if i in self.scored else Verdict(None, "", "mumbles") for i in range(len(prompts))
+        ]
+
+
+def test_a_judge_that_scores_nothing_is_found_out_before_a_run_relies_on_it():
+    check_judge(Silent(2))
+    with pytest.raises(JudgeError, match=r"judge: scored none of 4 plain answers \(mumbles\)\. Expected a model that"):
+        check_judge(Silent())
 
 
 def test_refusal_phrases_agree_with_the_labels():
