@@ -4,14 +4,17 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from trainings import load, new_trainer, random_vector, with_lora
-from transformers import TrainerCallback
+from trainings import collate, load, new_trainer, random_vector, rows, with_lora
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from weightsteer.models.blocks import decoder_blocks
 from weightsteer.monitor.callback import SteeringMonitor
+from weightsteer.monitor.live import is_sharded
 from weightsteer.monitor.record import Point, Record
 from weightsteer.monitor.thresholds import Thresholds
 
@@ -33,6 +36,41 @@ def fail(changes: Any) -> None:
     raise ZeroDivisionError("a bug on one process")
 
 
+def train_sharded(network: Any, monitor: SteeringMonitor, keep: KeepFinal) -> int:
+    """Six steps under fully_shard, the monitor called as the trainer calls it: accelerate shards on GPUs only."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    for block in decoder_blocks(network.get_base_model() if hasattr(network, "get_base_model") else network):
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    assert is_sharded(network)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    args = SimpleNamespace(report_to=[], device=torch.device("cpu"))
+    main = torch.distributed.get_rank() == 0
+    state, control = TrainerState(max_steps=6, is_world_process_zero=main), TrainerControl()
+    monitor.on_train_begin(args, state, control, model=network)
+    batch = collate(rows()[:2])
+    while state.global_step < state.max_steps and not control.should_training_stop:
+        network(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state.global_step += 1
+        monitor.on_step_end(args, state, control)
+    keep.on_train_end(args, state, control, model=network)
+    monitor.on_train_end(args, state, control)
+    return state.global_step
+
+
+def train_side_by_side(network: Any, monitor: SteeringMonitor, keep: KeepFinal, out: Path) -> int:
+    """Six steps of a transformers trainer, each process with the whole model."""
+    trainer = new_trainer(network, out, [monitor, keep], ddp_backend="gloo", save_strategy="no")
+    trainer.train()
+    return trainer.state.global_step
+
+
 def main(model: Path, out: Path, sharding: str, what: str, case: str) -> None:
     rank, network = int(os.environ["RANK"]), load(model)
     vector, warn = random_vector(network), None
@@ -43,17 +81,16 @@ def main(model: Path, out: Path, sharding: str, what: str, case: str) -> None:
     monitor = SteeringMonitor({"v": vector}, out / "m", every=2, warn=warn)
     if case == "fail" and rank == 0:
         monitor.directions.measure = fail  # pyright: ignore
-    settings: dict[str, Any] = {"ddp_backend": "gloo", "save_strategy": "no"}
+    wrapped, keep = with_lora(network) if what == "lora" else network, KeepFinal(out / "final.pt")
     if sharding == "fsdp":
-        settings |= {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer", "version": 2}}
-    wrapped = with_lora(network) if what == "lora" else network
-    trainer = new_trainer(wrapped, out / "run", [monitor, KeepFinal(out / "final.pt")], **settings)
-    try:
-        trainer.train()
-    finally:
-        told = {"steps": trainer.state.global_step, "silent": monitor._silent, "points": len(monitor.record.points)}
-        (out / f"process-{rank}.json").write_text(json.dumps(told))
-        torch.distributed.destroy_process_group()
+        steps = train_sharded(wrapped, monitor, keep)
+    else:
+        steps = train_side_by_side(wrapped, monitor, keep, out / "run")
+    told = {"steps": steps, "silent": monitor._silent, "points": len(monitor.record.points)}
+    (out / f"process-{rank}.json").write_text(json.dumps(told))
+    torch.distributed.barrier()
+    # Gloo's own end can wait for the interpreter's lock while it holds it (torch 2.13): leave without it.
+    os._exit(0)
 
 
 if __name__ == "__main__":
