@@ -26,7 +26,7 @@ def train_together(model: Path, out: Path, sharding: str, what: str, case: str =
     done = subprocess.run(
         [*command, HERE / "distributed.py", model, out, sharding, what, case],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True, text=True, timeout=600,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((out / f"process-{rank}.json").read_text()) for rank in (0, 1)]
