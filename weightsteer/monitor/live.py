@@ -140,9 +140,8 @@ def _sources(network: Any) -> list[Source]:
             sources += _lora(network, _clean(name), module, seen, problems)
         elif isinstance(module, ModulesToSaveWrapper):
             sources += _saved(_clean(name), module, seen)
-        elif isinstance(module, BaseTunerLayer) and any(p.requires_grad for p in module.parameters()):
-            seen.update(id(p) for p in module.parameters())
-            problems.append(f"{_clean(name)}: is trained by {type(module).__name__}. Expected LoRA. {AFTERWARDS}")
+        elif isinstance(module, BaseTunerLayer):
+            _other_adapter(_clean(name), module, seen, problems)
     for name, module in modules.items():
         for leaf, parameter in module._parameters.items():
             if parameter is not None and parameter.requires_grad and id(parameter) not in seen:
@@ -188,6 +187,14 @@ def _lora(network: Any, name: str, module: Any, seen: set[int], problems: list[s
     if len(parameters) > 2:
         found.append(LoraBias(f"{name}.bias", module, adapter, (found[0].shape[0 if layout == "linear" else 1],)))
     return found
+
+
+def _other_adapter(name: str, module: Any, seen: set[int], problems: list[str]) -> None:
+    """A layer that peft adapts otherwise than by LoRA."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    seen.update(id(parameter) for parameter in trained)
+    if trained:
+        problems.append(f"{name}: is trained by {type(module).__name__}. Expected LoRA. {AFTERWARDS}")
 
 
 def _factor_parameters(module: Any, adapter: str) -> list[nn.Parameter]:

@@ -61,8 +61,9 @@ class SavedChange(Mapping[str, Change]):
 
         def look(name: str, lane: Lane) -> Products:
             after, before = (_stored(m, name, lane, b) for (m, _), b in zip(self.difference.models, "ab", strict=True))
-            if after is None or before is None:  # a bias that only one of them has
-                return directions.products(name, Moved(after if after is not None else -before))
+            if after is None:  # a bias that only the base has
+                assert before is not None
+                return directions.products(name, Moved(-before))
             return directions.products(name, Moved(after, before))
 
         with open_lanes() as lanes:
@@ -163,8 +164,9 @@ def _named_base(path: Path) -> Base | None:
         return None
     source = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
     try:
-        here = isinstance(source, str) and bool(source) and locate(source) is not None
-        return Base.of(resolve(source).path) if here else None
+        if not isinstance(source, str) or not source or locate(source) is None:
+            return None
+        return Base.of(resolve(source).path)
     except ModelError:  # it has moved since
         return None
 

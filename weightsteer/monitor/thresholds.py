@@ -67,7 +67,7 @@ def _at(control: Record, label: str, share: float) -> float | None:
     """A control's cosine, on straight lines between its readings; before and after them, that of the nearest."""
     import numpy as np
 
-    curve = [(point.share, cosine) for point, cosine in control.curve(label)]
+    curve = sorted((point.share, cosine) for point, cosine in control.curve(label))
     if not curve:
         return None
-    return float(np.interp(share, *zip(*sorted(curve), strict=True)))
+    return float(np.interp(share, [at for at, _ in curve], [cosine for _, cosine in curve]))
