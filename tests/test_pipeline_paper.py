@@ -167,6 +167,17 @@ def test_a_bad_row_of_a_task_is_named_before_anything_runs(tmp_path: Path, row: 
         run(load_recipe(path), tmp_path / "out")
 
 
+def test_a_task_has_one_learning_rate(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"task: training\.learning_rate: \[0\.1, 0\.2\]\. Expected one"):
+        load_recipe(with_task(tmp_path), ["task.training.learning_rate=[0.1, 0.2]"])
+
+
+def test_pairs_of_a_method_are_not_elicited_in_a_run(tmp_path: Path):
+    path = tiny_recipe(tmp_path, methods=[{"name": "weights", "pairs": {"elicit": {}}}])
+    with pytest.raises(DataError, match=r"weights: pairs\.elicit, but only the recipe's own pairs are elicited"):
+        run(load_recipe(path), tmp_path / "out")
+
+
 def test_a_task_has_one_origin(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"task: names \['model', 'source'\]. Expected exactly one"):
         load_recipe(with_task(tmp_path), ["task.model=x"])

@@ -62,7 +62,7 @@ def run_sweep(recipe: Recipe, given: Given, lm: LanguageModel, fitted: Fitted, o
 def run_cells(
     recipe: Recipe, given: Given, lm: LanguageModel, point: Point, out: Path, evals: Sequence[str] | None = None
 ) -> list[EvalResult]:
-    """All evals (or those labelled so) and the sample answers of one point; the model is steered once for all."""
+    """All evals and the sample answers of one point, or `evals` alone; the model is steered once for all."""
     digest = None if point.vector is None else point.vector.digest
     steering = {"method": point.method, "k": point.k, "seed": point.seed, "vector": digest}
     shared = {**steering, "model": lm.ref.fingerprint, "dtype": str(lm.network.dtype), "system": lm.system}
@@ -71,7 +71,7 @@ def run_cells(
         if evals is None or settings.label in evals:
             folder = out / "evals" / settings.label / point.path
             jobs.append((folder, {**shared, **_eval_inputs(recipe, settings, given)}, settings))
-    prompts = sample_prompts(recipe) if _is_sampled(recipe, point) else ()
+    prompts = sample_prompts(recipe) if evals is None and _is_sampled(recipe, point) else ()
     samples = {**shared, "prompts": prompts, "max_new_tokens": recipe.samples.max_new_tokens}
     answers = samples_folder(out, point.method, point.k)
     todo = [job for job in jobs if not is_finished(job[0], job[1])]
@@ -178,11 +178,16 @@ def _eval_inputs(recipe: Recipe, settings: Any, given: Given) -> dict[str, Any]:
         "version": plugin.VERSION,
         "settings": {name: value for name, value in settings if not isinstance(value, Path) and name != "label"},
         "files": {name: file_digest(path) for name, path in _files(with_items(settings)) if path.is_file()},
-        "pairs": given.pairs.digest if getattr(plugin, "PAIRS", False) else None,
+        "pairs": _pairs(settings, given).digest if getattr(plugin, "PAIRS", False) else None,
         "behavior": given.behavior.model_dump(mode="json", exclude={"pairs"}) if judged else None,
         "judge": given.judge.digest if judged and given.judge is not None else None,
         "seed": recipe.seed,
     }
+
+
+def _pairs(settings: Any, given: Given) -> Any:
+    """The pairs that an eval's items are among: the run's, or another behavior's."""
+    return given.others.get(getattr(settings, "behavior", None), given.pairs)
 
 
 def _files(settings: Any) -> Iterator[tuple[str, Path]]:

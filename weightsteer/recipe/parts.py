@@ -113,6 +113,10 @@ class TaskPart(Part):
         named = [key for key in ("model", "source", "gcd") if getattr(self, key) is not None]
         if len(named) != 1:
             raise ValueError(f"names {named or 'no origin'}. Expected exactly one of model, source and gcd")
+        if len(self.training.learning_rates) > 1:
+            raise ValueError(
+                f"training.learning_rate: {list(self.training.learning_rates)}. Expected one; none is chosen"
+            )
         return self
 
 
