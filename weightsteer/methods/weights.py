@@ -25,8 +25,8 @@ def check(settings: Settings, recipe: Recipe, pairs: Any) -> None:
     """Raise a DataError when learning rates are to be compared and there is nothing to compare them on."""
     if settings.pairs is not None and settings.pairs.elicit is not None:
         raise DataError(
-            f"{settings.label}: pairs.elicit, but only the recipe's own pairs are elicited in a run. Expected a source. "
-            "Make them with `weightsteer elicit`, and name the file as pairs.source"
+            f"{settings.label}: pairs.elicit, but only the recipe's own pairs are elicited in a run. Expected a "
+            "source. Make them with `weightsteer elicit`, and name the file as pairs.source"
         )
     pairs, rates = own_pairs(settings, recipe, pairs), settings.learning_rates
     if len(rates) > 1 and not pairs.part("validation").pairs:
