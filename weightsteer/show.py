@@ -8,10 +8,14 @@ from typing import Any
 from weightsteer.errors import WeightsteerError
 from weightsteer.recipe import load_recipe
 from weightsteer.stage import read_manifest
+from weightsteer.weights.library import Entry, Library, is_library
 
 
 def describe(path: str | Path, other: str | Path | None = None) -> dict[str, Any]:
-    """Shapes, norms, provenance of whatever lies at `path`; with a second vector also their cosine."""
+    """Shapes, norms, provenance of whatever lies at `path`; with a second vector also their cosine.
+
+    Of a folder of vectors each with its norm, base, behavior and card.
+    """
     path = Path(path)
     if path.suffix in (".yaml", ".yml"):
         return {"recipe": str(path), **load_recipe(path).dump()}
@@ -27,9 +31,11 @@ def describe(path: str | Path, other: str | Path | None = None) -> dict[str, Any
         return _checkpoint(path)
     if (path / "recipe.yaml").is_file():
         return _run(path)
+    if is_library(path):
+        return {"library": str(path), "vectors": {name: _listed(entry) for name, entry in Library(path).items()}}
     raise WeightsteerError(
         f"{path}: nothing that weightsteer knows. Expected a recipe file, or the folder of a vector, an adapter, a "
-        "checkpoint, a result or a run"
+        "library of vectors, a checkpoint, a result or a run"
     )
 
 
@@ -55,6 +61,19 @@ def _vector(path: Path, other: str | Path | None) -> dict[str, Any]:
         facts["cosine"] = vector.cosine(WeightVector.load(other))
         facts["with"] = str(other)
     return facts
+
+
+def _listed(entry: Entry) -> dict[str, Any]:
+    """One vector of a library; where it cannot be read, why, so that the others are listed all the same."""
+    from weightsteer.activations.vector import ActivationVector
+    from weightsteer.weights.vector import WeightVector
+
+    kind = WeightVector if entry.kind == "weights" else ActivationVector
+    try:
+        norm: float | str = kind.load(entry.path).norm()
+    except WeightsteerError as error:
+        norm = f"not known: {error}"
+    return {**entry.to_json(), "norm": norm}
 
 
 def _activation_vector(path: Path) -> dict[str, Any]:

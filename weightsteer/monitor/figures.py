@@ -1,37 +1,25 @@
 """The figures of a monitored run: the curve over training, block by block, and vectors beside one another."""
 
-from collections.abc import Callable
-from io import BytesIO
 from typing import Any
 
 from weightsteer.monitor.matrix import CosineMatrix
 from weightsteer.monitor.record import Record
 from weightsteer.report import numbers
-from weightsteer.report.figures import Picture
-from weightsteer.report.theme import DARK, DPI, FONT_PT, LIGHT, Theme, method_look, new_figure, settings
+from weightsteer.report.figures import Picture, picture
+from weightsteer.report.theme import FONT_PT, Theme, method_look, new_figure
 
 # Cells of a matrix larger than this are too small for their numbers.
 _TOLD_CELLS = 14
 _TICKS = 12
 
 
-def png(draw: Callable[[Theme], Any], theme: Theme) -> bytes:
-    """A figure as a PNG."""
-    from matplotlib import style
-
-    with style.context(["default", settings(theme)]):
-        image = BytesIO()
-        draw(theme).savefig(image, format="png", dpi=DPI, metadata={"Software": None})
-    return image.getvalue()
-
-
 def run_pictures(record: Record) -> dict[str, Picture]:
     """The figures that there is data for, by name."""
     pictures = {}
     if len(record.points) > 1:
-        pictures["curve"] = _picture("curve", lambda theme: draw_curves(record, theme), *_curve_words(record))
+        pictures["curve"] = picture("curve", lambda theme: draw_curves(record, theme), *_curve_words(record))
     if any(reading["blocks"] for point in record.points for reading in point.vectors.values()):
-        pictures["blocks"] = _picture("blocks", lambda theme: draw_blocks(record, theme), *_block_words(record))
+        pictures["blocks"] = picture("blocks", lambda theme: draw_blocks(record, theme), *_block_words(record))
     return pictures
 
 
@@ -44,7 +32,7 @@ def matrix_picture(matrix: CosineMatrix) -> Picture:
         f"{nearest[0]:+.3f}. Least alike: {farthest[1]} and {farthest[2]}, {farthest[0]:+.3f}."
     )
     caption = "Cosines over all parameters; rows in the order of their clusters (average linkage of 1 − cosine)."
-    return _picture("matrix", lambda theme: draw_matrix(matrix, theme), alt, caption)
+    return picture("matrix", lambda theme: draw_matrix(matrix, theme), alt, caption)
 
 
 def draw_curves(record: Record, theme: Theme) -> Any:
@@ -188,7 +176,3 @@ def _block_words(record: Record) -> tuple[str, str]:
             told.append(f"{label} {value:+.3f} in block {block}".replace("-", "−"))
     alt = f"Cosine within each decoder block. Largest at the end: {'; '.join(told)}."
     return alt, "Cosine of the change with each vector, within each decoder block alone."
-
-
-def _picture(name: str, draw: Callable[[Theme], Any], alt: str, caption: str) -> Picture:
-    return Picture(name, alt, caption, png(draw, LIGHT), png(draw, DARK))

@@ -10,7 +10,6 @@ from weightsteer.activations.vector import ActivationVector
 from weightsteer.errors import AdapterError, DataError, WeightsteerError, report_problems
 from weightsteer.models.reference import resolve
 from weightsteer.monitor.activations import Projections, finetune_shift, project_prompts, screen_training_set
-from weightsteer.monitor.library import ACTIVATIONS, Library, is_library
 from weightsteer.monitor.matrix import CosineMatrix, cosine_matrix
 from weightsteer.monitor.measure import Directions
 from weightsteer.monitor.page import Monitored, write_page
@@ -18,6 +17,7 @@ from weightsteer.monitor.record import Record
 from weightsteer.monitor.runs import SavedChange, measure_run, saved_states
 from weightsteer.monitor.thresholds import Thresholds
 from weightsteer.weights.base import Base
+from weightsteer.weights.library import ACTIVATIONS, Library, is_library
 from weightsteer.weights.vector import WeightVector
 
 # Names of folders that say nothing of what is in them: that of the run around them does.

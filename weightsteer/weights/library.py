@@ -16,7 +16,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Entry:
-    """One vector of a library, as its own files describe it; no weights are read."""
+    """One vector of a library, as its own files describe it; its weights are not read."""
 
     name: str
     path: Path
@@ -29,26 +29,6 @@ class Entry:
     @property
     def behavior(self) -> str | None:
         return self.info.get("behavior")
-
-    def load(self, base: Any = None) -> Any:
-        """The vector: a WeightVector or an ActivationVector; an AdapterError when `base` is another than its own."""
-        if self.kind == "weights":
-            from weightsteer.weights.vector import WeightVector
-
-            return WeightVector.load(self.path, base)
-        from weightsteer.activations.vector import ActivationVector
-
-        vector = ActivationVector.load(self.path)
-        if base is not None:
-            from weightsteer.weights.base import Base
-
-            found = Base.of(base)
-            if vector.base not in (None, found.fingerprint):
-                raise AdapterError(
-                    f"{self.path}: was made for base {vector.base}, {found.path} is {found.fingerprint}. Expected "
-                    "the same"
-                )
-        return vector
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for `show`."""
