@@ -21,6 +21,7 @@ ORDER = (
     ("equal_kl",),
     ("release", "summary", "report", "show", "hub"),
     ("monitor",),
+    ("studies",),
     ("pipeline",),
     ("cli",),
 )

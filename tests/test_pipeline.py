@@ -17,7 +17,7 @@ from weightsteer import pipeline
 from weightsteer.errors import DataError, ModelError, RecipeError, StageError
 from weightsteer.models import language_model
 from weightsteer.models.language_model import load_model
-from weightsteer.pipeline import STAGES, Outcome, load_inputs, run, stage_digests, status
+from weightsteer.pipeline import STAGES, Outcome, load_inputs, run, status
 from weightsteer.recipe import ModelPart, Recipe, load_recipe
 from weightsteer.stage import MANIFEST, file_digest, read_manifest
 from weightsteer.weights.vector import WeightVector

@@ -45,9 +45,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def check(recipe: RecipePath, set: Set = [], out: Out = None, json: Json = False) -> None:  # noqa: B006
     """Check a recipe whole, and show its stages and which are done. Loads no model."""
     from weightsteer.pipeline import default_folder, load_inputs, status
-    from weightsteer.recipe import load_recipe
+    from weightsteer.recipe import StudySettings, load
 
-    checked = load_recipe(recipe, set)
+    checked = load(recipe, set)
+    if isinstance(checked, StudySettings):
+        from weightsteer.studies import check_study
+
+        told = check_study(checked)
+        _print(json, {"recipe": checked.model_dump(mode="json")}, "\n  ".join([f"{recipe}: ok", *told]))
+        return
     pairs = load_inputs(checked)
     stages = status(checked, out)
     lines = [f"{recipe}: ok. {len(pairs)} pairs, {len(checked.methods)} methods, {len(checked.evals)} evals"]
@@ -67,10 +73,14 @@ def run(
 ) -> None:
     """Run all stages of a recipe, skipping finished ones; ends with a table and the path of the report."""
     from weightsteer.pipeline import run
-    from weightsteer.recipe import load_recipe
+    from weightsteer.recipe import StudySettings, load
 
+    loaded = load(recipe, set)
+    if isinstance(loaded, StudySettings):
+        _run_study(loaded, out, json, quiet)
+        return
     with progress.display(quiet or json):
-        outcome = run(load_recipe(recipe, set), out, until=until)
+        outcome = run(loaded, out, until=until)
     if outcome.report is None:
         _print(json, {"folder": outcome.folder}, f"Stopped after {until}: {outcome.folder}")
         return
@@ -82,6 +92,17 @@ def run(
     if outcome.reused:
         text.append("Everything was done already.")
     _print(json, outcome.report, "\n".join(text))
+
+
+def _run_study(settings: Any, out: Path | None, as_json: bool, quiet: bool) -> None:
+    from weightsteer.report.document import as_json as told
+    from weightsteer.report.document import in_terminal
+    from weightsteer.studies import run_study
+
+    with progress.display(quiet or as_json):
+        found = run_study(settings, out)
+    text = f"{in_terminal(found.document)}\n\nReport  {found.folder / 'report' / 'report.html'}"
+    _print(as_json, told(found.document), text)
 
 
 @app.command()

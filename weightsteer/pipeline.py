@@ -1,7 +1,6 @@
 """A recipe's stages in order: pairs, task, fit, sweep, equal-kl, choose, merge, verify, report."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,14 @@ from weightsteer.points import UNTUNED, Point, grid
 from weightsteer.recipe import Recipe, find_plugin, load_behavior
 from weightsteer.stage import (
     MANIFEST,
+    command,
     digest,
     discard,
     is_finished,
     locked,
     read_manifest,
     run_stage,
+    stage_digests,
     to_json,
     write_text,
     writing,
@@ -444,29 +445,9 @@ class _Run:
         trusted = self._agreement()
         found = Found(self.pairs, tuned.lm, self.fitted, results, choice, released, compared, trusted, self.out)
         report = to_json(summarize(self.recipe, found) | {"stages": self.seconds})
-        report["environment"] |= {"command": _command(), "seconds": round(seconds, 1)}
+        report["environment"] |= {"command": command(), "seconds": round(seconds, 1)}
         folder = self.out / "report"
         discard(folder)  # a view of the other stages, made anew when one of them is
         inputs = {"run": self.inputs, "stages": stage_digests(self.out)}
         run_stage(folder, inputs, lambda path: write_report(report, path))
         return report
-
-
-def stage_digests(out: Path) -> dict[str, str]:
-    """Every finished stage folder below `out` but the report, with the digest of what it was made from."""
-    found = {}
-    for path in sorted(out.rglob(MANIFEST)):
-        name = str(path.parent.relative_to(out))
-        if name != "report" and not any(part.startswith(".") for part in path.relative_to(out).parts):
-            manifest = read_manifest(path.parent)
-            found[name] = manifest["inputs_digest"] if manifest else ""
-    provenance = out / "merged" / "weightsteer.json"
-    if provenance.is_file():
-        found["merged"] = digest(json.loads(provenance.read_text(encoding="utf-8")))
-    return found
-
-
-def _command() -> str:
-    """The command line of this run, without the path of the program; from Python, a word that says so."""
-    program = Path(sys.argv[0]).name
-    return " ".join(["weightsteer", *sys.argv[1:]]) if program == "weightsteer" else "weightsteer.run (from Python)"

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
@@ -88,6 +89,20 @@ def is_finished(folder: Path, inputs: Mapping[str, Any]) -> bool:
     if missing:
         raise StageError(f"{folder}: {', '.join(missing)} missing from a finished stage. Delete the folder to redo it")
     return True
+
+
+def stage_digests(out: Path) -> dict[str, str]:
+    """Every finished stage folder below `out` but the report, with the digest of what it was made from."""
+    found = {}
+    for path in sorted(out.rglob(MANIFEST)):
+        name = str(path.parent.relative_to(out))
+        if name != "report" and not any(part.startswith(".") for part in path.relative_to(out).parts):
+            manifest = read_manifest(path.parent)
+            found[name] = manifest["inputs_digest"] if manifest else ""
+    provenance = out / "merged" / "weightsteer.json"
+    if provenance.is_file():
+        found["merged"] = digest(json.loads(provenance.read_text(encoding="utf-8")))
+    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -179,6 +194,12 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def command() -> str:
+    """The command line of this run, without the path of the program; from Python, a word that says so."""
+    program = Path(sys.argv[0]).name
+    return " ".join(["weightsteer", *sys.argv[1:]]) if program == "weightsteer" else "weightsteer.run (from Python)"
 
 
 @cache

@@ -145,15 +145,21 @@ def _judge(recipe: Recipe, agreement: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def environment(lm: LanguageModel) -> dict[str, Any]:
+    """The machine, the libraries and the model."""
+    return machine() | {
+        "device": _device(lm),
+        "dtype": str(lm.network.dtype).removeprefix("torch."),
+        "model": lm.ref.source,
+        "fingerprint": lm.ref.fingerprint,
+    }
+
+
+def machine() -> dict[str, Any]:
     """The machine and the libraries, without anything that identifies its user."""
     return {
         "machine": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "device": _device(lm),
-        "dtype": str(lm.network.dtype).removeprefix("torch."),
-        "model": lm.ref.source,
-        "fingerprint": lm.ref.fingerprint,
         "python": platform.python_version(),
         "versions": versions(),
         "git_revision": git_revision(),

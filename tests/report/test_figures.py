@@ -16,7 +16,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture
 def drawn_names(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], set[str]]:
     """Names of the figures of a report, without the cost of drawing them."""
-    monkeypatch.setattr(figures, "_png", lambda draw, report, theme: b"")
+    monkeypatch.setattr(figures, "png", lambda draw, theme: b"")
     return lambda report: set(draw_figures(report))
 
 

@@ -53,7 +53,7 @@ def written(example: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def render(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], tuple[str, str]]:
     """The text of both pages of a report, its figures not drawn but described."""
-    monkeypatch.setattr("weightsteer.report.figures._png", lambda draw, report, theme: b"\x89PNG" + bytes(20))
+    monkeypatch.setattr("weightsteer.report.figures.png", lambda draw, theme: b"\x89PNG" + bytes(20))
 
     def both(report: dict[str, Any]) -> tuple[str, str]:
         write_report(report, tmp_path)
@@ -200,7 +200,7 @@ def test_a_cell_of_the_matrix_is_tinted_by_its_share(compared: Path) -> None:
 def test_texts_of_a_comparison_are_shown_and_never_run(
     comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightsteer.report.figures._png", lambda draw, report, theme: b"\x89PNG" + bytes(20))
+    monkeypatch.setattr("weightsteer.report.figures.png", lambda draw, theme: b"\x89PNG" + bytes(20))
     comparison["methods"]["joint"]["about"] = HOSTILE
     comparison["judge"]["model"] = comparison["task"]["source"] = HOSTILE
     comparison["equal_kl"]["rows"][0]["note"] = comparison["interference"]["vectors"][0] = HOSTILE

@@ -185,7 +185,8 @@ class SteeringMonitor(TrainerCallback):
             append_line(self.out / READINGS, {"step": step, "loss": loss})
 
     def _draw(self) -> None:
-        from weightsteer.monitor.figures import draw_curves, png
+        from weightsteer.monitor.figures import draw_curves
+        from weightsteer.report.figures import png
         from weightsteer.report.theme import LIGHT
 
         if self.record.points:

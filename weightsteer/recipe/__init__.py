@@ -1,7 +1,7 @@
 """A recipe: everything that determines a run, checked whole before anything is loaded."""
 
 from weightsteer.recipe.behavior import Behavior, SystemPrompts, load_behavior, shipped_recipes
-from weightsteer.recipe.load import finite, load_recipe, parse_recipe
+from weightsteer.recipe.load import finite, load, load_recipe, load_study, parse_recipe
 from weightsteer.recipe.parts import (
     AnsweredSettings,
     Choose,
@@ -17,6 +17,7 @@ from weightsteer.recipe.parts import (
     PairsPart,
     Recipe,
     Samples,
+    StudySettings,
     TaskPart,
 )
 from weightsteer.recipe.plugins import find_plugin
@@ -39,13 +40,16 @@ __all__ = [
     "Part",
     "Recipe",
     "Samples",
+    "StudySettings",
     "SystemPrompts",
     "TaskPart",
     "TrainingPart",
     "find_plugin",
     "finite",
+    "load",
     "load_behavior",
     "load_recipe",
+    "load_study",
     "parse_recipe",
     "shipped_recipes",
 ]

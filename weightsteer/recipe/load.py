@@ -8,7 +8,7 @@ from typing import Any
 from weightsteer.errors import RecipeError, report_problems
 from weightsteer.recipe.behavior import behavior_path, load_behavior
 from weightsteer.recipe.files import apply_scale, override, read_mapping
-from weightsteer.recipe.parts import JudgePart, ModelPart, PairsPart, Recipe, TaskPart
+from weightsteer.recipe.parts import JudgePart, ModelPart, PairsPart, Recipe, StudySettings, TaskPart
 from weightsteer.recipe.plugins import find_plugin, read_plugins
 from weightsteer.recipe.problems import suggest, validate
 from weightsteer.recipe.training import Part
@@ -24,7 +24,33 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Relative paths become absolute, from the recipe's folder. All problems are raised together as one RecipeError.
     """
+    raw = _read(Path(path), overrides)
+    if "study" in raw:
+        raise RecipeError(
+            f"{path}: is a study ({raw['study']}). Expected a recipe of methods and evals. Use load_study"
+        )
+    return parse_recipe(raw, Path(path))
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """Read and check the recipe of a study: the `Settings` of the file in `studies/` that its key `study` names."""
     path = Path(path)
+    raw = _read(path, overrides)
+    if "study" not in raw:
+        raise RecipeError(f"{path}: has no key `study`. Expected the recipe of a study. Use load_recipe")
+    settings = find_plugin("studies", str(raw["study"])).Settings
+    problems = ["folder: unknown key"] if "folder" in raw else []
+    folder = path.resolve().parent
+    return _absolute(validate(settings, {**raw, "folder": folder}, path, problems), folder)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | StudySettings:
+    """A recipe or a study, whichever the file holds."""
+    return load_study(path, overrides) if "study" in read_mapping(Path(path)) else load_recipe(path, overrides)
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping of a recipe file, its scale applied, then what is asked for by name."""
     raw = read_mapping(path)
     scales = [text for text in overrides if text.partition("=")[0] == "scale"]
     for text in scales:
@@ -33,7 +59,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for text in overrides:
         if text not in scales:  # what is asked for by name wins over what the scale says
             override(raw, text)
-    return parse_recipe(raw, path)
+    return raw
 
 
 def parse_recipe(raw: Mapping[str, Any], path: Path) -> Recipe:
@@ -114,8 +140,8 @@ SOURCES = {
 }
 
 
-def _absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with every path that exists below its folder made absolute, so that it can be moved and still read."""
+def _absolute(recipe: Any, folder: Path) -> Any:
+    """The recipe or study with every path that exists below its folder made absolute: it can be moved."""
 
     def absolute(value: Any, where: tuple[type, str] | None = None) -> Any:
         if isinstance(value, Path) or (where in SOURCES and value is not None and (folder / value).exists()):

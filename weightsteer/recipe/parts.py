@@ -225,6 +225,20 @@ class Interference(Part):
     k: float = 1
 
 
+class StudySettings(Part):
+    """What every study file's `Settings` has. Paths are relative to the recipe file."""
+
+    study: str
+    """Name of a file in `studies/`."""
+    name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    scale: str | None = None
+    """Which of the file's `scales` was applied."""
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    model: ModelPart
+    folder: Annotated[Path, pydantic.Field(exclude=True)] = Path()
+    """Folder of the recipe file."""
+
+
 class FigurePart(Part):
     """One plot: a curve per method over k."""
 

@@ -50,17 +50,22 @@ def draw_figures(report: Mapping[str, Any]) -> dict[str, Picture]:
     drawn = {}
     for name, draw, words in _figures(report):
         if words is not None:
-            light, dark = (_png(draw, report, theme) for theme in (LIGHT, DARK))
-            drawn[name] = Picture(name, *words, light, dark)
+            drawn[name] = picture(name, partial(draw, report), *words)
     return drawn
 
 
-def _png(draw: Draw, report: Mapping[str, Any], theme: Theme) -> bytes:
+def picture(name: str, draw: Callable[[Theme], Any], alt: str, caption: str) -> Picture:
+    """A figure drawn for both kinds of paper."""
+    return Picture(name, alt, caption, png(draw, LIGHT), png(draw, DARK))
+
+
+def png(draw: Callable[[Theme], Any], theme: Theme) -> bytes:
+    """A figure as a PNG."""
     from matplotlib import style
 
     with style.context(["default", settings(theme)]):
         image = BytesIO()
-        draw(report, theme).savefig(image, format="png", dpi=DPI, metadata={"Software": None})
+        draw(theme).savefig(image, format="png", dpi=DPI, metadata={"Software": None})
     return image.getvalue()
 
 

@@ -36,13 +36,14 @@ def write_report(report: Mapping[str, Any], out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in figures.items():
         (folder / f"{name}.png").write_bytes(picture.light)
-    text = json.dumps(_finite(report), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(report), indent=2, ensure_ascii=False, allow_nan=False)
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
     for name in ("report.html", "report.md"):
         (out / name).write_text(_render(name, report, figures), encoding="utf-8")
 
 
-def _render(name: str, report: Mapping[str, Any], figures: Mapping[str, Picture]) -> str:
+def render(template: str, **context: Any) -> str:
+    """A template of this room, as HTML or Markdown by its name."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -52,12 +53,17 @@ def _render(name: str, report: Mapping[str, Any], figures: Mapping[str, Picture]
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        finalize=as_markdown if name.endswith(".md") else lambda value: value,
+        finalize=as_markdown if template.endswith(".md") else lambda value: value,
     )
     environment.filters.update(
         k=numbers.strength, intervals=_set_intervals, data_uri=_data_uri, fenced=as_fenced, yaml=_yaml,
     )  # fmt: skip
-    return environment.get_template(f"{name}.j2").render(
+    return environment.get_template(f"{template}.j2").render(**context)
+
+
+def _render(name: str, report: Mapping[str, Any], figures: Mapping[str, Picture]) -> str:
+    return render(
+        name,
         report=report,
         name=report.get("name") or "unnamed run",
         headline=headline(report),
@@ -74,12 +80,12 @@ def _render(name: str, report: Mapping[str, Any], figures: Mapping[str, Picture]
     )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with null for every number that JSON cannot hold."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
