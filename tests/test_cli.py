@@ -95,7 +95,7 @@ def test_a_bug_keeps_its_traceback(call: Call, monkeypatch: pytest.MonkeyPatch):
     def broken(*arguments: Any, **options: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("weightsteer.recipe.load", broken)
+    monkeypatch.setattr("weightsteer.recipe.load_experiment", broken)
     monkeypatch.setattr(sys, "argv", ["weightsteer", "check", "x.yaml"])
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main()
@@ -105,7 +105,7 @@ def test_ctrl_c(call: Call, monkeypatch: pytest.MonkeyPatch):
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("weightsteer.recipe.load", interrupted)
+    monkeypatch.setattr("weightsteer.recipe.load_experiment", interrupted)
     assert call("check", "x.yaml") == (
         130, "", "Interrupted. What is finished is kept: the same command goes on from here.\n",
     )  # fmt: skip

@@ -45,9 +45,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def check(recipe: RecipePath, set: Set = [], out: Out = None, json: Json = False) -> None:  # noqa: B006
     """Check a recipe whole, and show its stages and which are done. Loads no model."""
     from weightsteer.pipeline import default_folder, load_inputs, status
-    from weightsteer.recipe import StudySettings, load
+    from weightsteer.recipe import StudySettings, load_experiment
 
-    checked = load(recipe, set)
+    checked = load_experiment(recipe, set)
     if isinstance(checked, StudySettings):
         from weightsteer.studies import check_study
 
@@ -73,9 +73,9 @@ def run(
 ) -> None:
     """Run all stages of a recipe, skipping finished ones; ends with a table and the path of the report."""
     from weightsteer.pipeline import run
-    from weightsteer.recipe import StudySettings, load
+    from weightsteer.recipe import StudySettings, load_experiment
 
-    loaded = load(recipe, set)
+    loaded = load_experiment(recipe, set)
     if isinstance(loaded, StudySettings):
         _run_study(loaded, out, json, quiet)
         return

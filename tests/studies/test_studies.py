@@ -10,7 +10,7 @@ import pytest
 import weightsteer.studies
 from weightsteer.cli import main
 from weightsteer.errors import DataError, RecipeError
-from weightsteer.recipe import StudySettings, load, load_recipe, load_study
+from weightsteer.recipe import StudySettings, load_experiment, load_recipe, load_study
 from weightsteer.report.document import Document, Section
 from weightsteer.stage import run_stage
 from weightsteer.studies import run_study
@@ -55,7 +55,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_study_is_read_with_its_scale_and_its_paths(recipe: Path):
-    settings = load(recipe, ["scale=small"])
+    settings = load_experiment(recipe, ["scale=small"])
     assert isinstance(settings, Settings)
     assert settings.repeats == 3
     assert settings.items == recipe.parent / "items.jsonl"

@@ -1,7 +1,7 @@
 """A recipe: everything that determines a run, checked whole before anything is loaded."""
 
 from weightsteer.recipe.behavior import Behavior, SystemPrompts, load_behavior, shipped_recipes
-from weightsteer.recipe.load import finite, load, load_recipe, load_study, parse_recipe
+from weightsteer.recipe.load import finite, load_experiment, load_recipe, load_study, parse_recipe
 from weightsteer.recipe.parts import (
     AnsweredSettings,
     Choose,
@@ -46,8 +46,8 @@ __all__ = [
     "TrainingPart",
     "find_plugin",
     "finite",
-    "load",
     "load_behavior",
+    "load_experiment",
     "load_recipe",
     "load_study",
     "parse_recipe",

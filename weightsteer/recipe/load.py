@@ -44,7 +44,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     return _absolute(validate(settings, {**raw, "folder": folder}, path, problems), folder)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | StudySettings:
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | StudySettings:
     """A recipe or a study, whichever the file holds."""
     return load_study(path, overrides) if "study" in read_mapping(Path(path)) else load_recipe(path, overrides)
 
