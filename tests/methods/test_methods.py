@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from weightsteer.activations.capture import mean_answer_activations
+from weightsteer.activations.steering import Mode
 from weightsteer.activations.vector import ActivationVector
 from weightsteer.data.contrast import ContrastDataset, encode_example, load_pairs
 from weightsteer.errors import DataError, RecipeError, StageError
@@ -108,6 +109,16 @@ def test_a_block_that_is_given_needs_no_validation_pairs(write_recipe: Callable[
         fitted(
             activations, load_recipe(path, ["methods[1]={name: activations, block: 0, mode: all}"]), pairs, lm, tmp_path
         )
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_every_mode_of_steering_can_be_asked_for(
+    write_recipe: Callable[..., Path], made: Any, tmp_path: Path, mode: str
+):
+    assert get_args(activations.Settings.model_fields["mode"].annotation) == get_args(Mode)
+    recipe = load_recipe(write_recipe(), [f"methods[1]={{name: activations, block: 1, mode: {mode}}}"])
+    _, pairs, lm = made
+    assert fitted(activations, recipe, pairs, lm, tmp_path).mode == mode
 
 
 # The system prompt.

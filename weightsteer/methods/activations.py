@@ -25,8 +25,9 @@ class Settings(MethodSettings):
     """Decoder block, from 0; None sweeps all and takes the one with the largest spread on validation pairs."""
     all_layers: bool = False
     """Steer every block but the last, each by what its direction adds to that of the block before, in place of one."""
-    mode: Literal["generated", "all"] = "generated"
-    """`generated`: last prompt token and answer; `all`: every token."""
+    mode: Literal["all", "after_user", "generated", "answer"] = "generated"
+    """`all`: every token; `after_user`: from the end of the user's turn on (arXiv 2312.06681); `generated`: last prompt
+    token and answer (2507.21509); `answer`: answer tokens alone (2407.12404)."""
     stride: Annotated[int, pydantic.Field(gt=0)] = 3
     """The sweep tries every so many blocks."""
     validation_pairs: Annotated[int, pydantic.Field(gt=0)] = 12
