@@ -214,7 +214,7 @@ def draw(report: Mapping[str, Any], theme: Theme) -> Any:
                     change.mean, at, xerr=reach(change), color=color, marker=marker, elinewidth=0.9,
                     mfc=theme.paper if far else color, zorder=3,
                 )  # fmt: skip
-        axes.set_title(measured.label, fontsize=FONT_PT - 0.5)
+        axes.set_title(measured.label.replace(".", "\n", 1), fontsize=FONT_PT - 0.5)
         axes.grid(axis="y", visible=False)
         axes.locator_params(axis="x", nbins=4)
     panels[0, 0].set_yticks(range(len(names)), names)
