@@ -164,7 +164,7 @@ def test_a_metric_that_says_nothing_of_the_vector_is_found_out():
     (metric,) = forced_metrics(lm, vector, 3.0, TEXTS)
     with pytest.raises(AdapterError, match=r"metric: is nan. Expected a finite number"):
         attribute(lm, vector, 3.0, [lambda steered: metric(steered) * float("nan")])
-    with pytest.raises(AdapterError, match=r"choose the same token everywhere in 2 texts"):
+    with pytest.raises(AdapterError, match=r"nowhere choose different tokens in 2 forced sequences"):
         forced_metrics(lm, vector, 1e-9, TEXTS)
     with pytest.raises(AdapterError, match=r"activation vector of base fp-qwen2, model llama is fp-llama"):
         attribute(lm, vector_of(tiny_language_model("qwen2")), 1.0, [metric])

@@ -6,16 +6,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from weightsteer import progress
+from weightsteer.activations.mechanism.patching import Batch, Forced, compare
 from weightsteer.activations.steering import add_hooks, strengths_of
 from weightsteer.activations.vector import ActivationVector
 from weightsteer.errors import AdapterError
-from weightsteer.models.generate import answer_span, batch_tokens, batches, float32_logits
 from weightsteer.models.language_model import LanguageModel
-from weightsteer.models.side_by_side import attention_inputs
 
 # r of the paper's code.
 THRESHOLDS = (0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 2.5)
@@ -23,8 +22,6 @@ STEPS = 10
 
 # A number that the steered model gives, as a tensor that can be differentiated.
 Metric = Callable[[LanguageModel], Float[Tensor, ""]]
-# Token ids of a prompt and of the text that it is answered with.
-Forced = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,33 +98,13 @@ def attribute(
     return Attribution(gradient * whole.double(), change)
 
 
-def forced_metrics(
-    lm: LanguageModel, vector: ActivationVector, k: float, texts: Sequence[Forced], *, any_base: bool = False
-) -> list[Metric]:
-    """Logit of the steered run's token minus that of the unsteered run's, wherever the two differ; one metric a batch.
+def forced_metrics(lm: LanguageModel, vector: ActivationVector, k: float, examples: Sequence[Forced]) -> list[Metric]:
+    """Logit of the steered run's token minus that of the unsteered run's, wherever the two part; one metric a batch.
 
-    Both runs are forced along the same text. Positions of the answer count at which their greedy tokens differ, and
-    are summed. Source: arXiv 2604.08524 and its code. An AdapterError when they differ nowhere.
+    Both runs are forced along the same texts, and the positions are summed; see `patching.compare`, which also says
+    what raises.
     """
-    metrics: list[Metric] = []
-    for batch in batches([len(prompt) + len(answer) for prompt, answer in texts], batch_tokens(lm)):
-        rows = [texts[i] for i in batch]
-        with torch.inference_mode():
-            base = _answer_logits(lm, rows).argmax(-1)
-            with vector.applied(lm, k, any_base) as steered:
-                chosen = _answer_logits(steered, rows).argmax(-1)
-        counted = base != chosen
-        for row, (_, answer) in enumerate(rows):
-            counted[row, len(answer) :] = False
-        if counted.any():
-            # Made in inference mode they could not be kept for a backward pass.
-            metrics.append(partial(_difference, rows, chosen.clone(), base.clone(), counted.clone()))
-    if not metrics:
-        raise AdapterError(
-            f"vector at k = {k:g}: the steered and the unsteered model choose the same token everywhere in "
-            f"{len(texts)} texts. Expected texts on which they part. Raise k, or give texts that the vector changes"
-        )
-    return metrics
+    return [partial(_logit_difference, batch) for batch in compare(lm, vector, k, examples).batches]
 
 
 def sparsify(vector: ActivationVector, effects: Float[Tensor, " d_model"], r: float) -> Sparse:
@@ -224,36 +201,8 @@ def _slope(
         return value.item(), torch.autograd.grad(value, added)[0]
 
 
-def _difference(
-    rows: Sequence[Forced],
-    chosen: Int[Tensor, "rows answer"],
-    base: Int[Tensor, "rows answer"],
-    counted: Bool[Tensor, "rows answer"],
-    lm: LanguageModel,
-) -> Float[Tensor, ""]:
-    logits = _answer_logits(lm, rows)
-    at = [logits.gather(-1, tokens[..., None])[..., 0] for tokens in (chosen, base)]
-    return (at[0] - at[1])[counted].sum()
-
-
-def _answer_logits(lm: LanguageModel, rows: Sequence[Forced]) -> Float[Tensor, "rows answer vocabulary"]:
-    """Logits that predict each token of the answers; prompts end in one column, so that modes act as in generation."""
-    prompt_width, answer_width = max(len(prompt) for prompt, _ in rows), max(len(answer) for _, answer in rows)
-    shape = (len(rows), prompt_width + answer_width - 1)  # the last token of an answer is predicted, never fed
-    ids = torch.full(shape, lm.tokenizer.pad_token_id, dtype=torch.long)
-    positions, part = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1, dtype=torch.long)
-    for row, (prompt, answer) in enumerate(rows):
-        start, end = prompt_width - len(prompt), prompt_width + len(answer) - 1
-        ids[row, start:end] = torch.tensor(prompt + answer[:-1])
-        positions[row, start:end] = torch.arange(end - start)
-        part[row, start:end] = 0
-    with answer_span(answer_width), float32_logits(lm.network):
-        return lm.network(
-            input_ids=ids.to(lm.device),
-            logits_to_keep=answer_width,
-            use_cache=False,
-            **attention_inputs(lm.network, part, positions),
-        ).logits.float()
+def _logit_difference(batch: Batch, lm: LanguageModel) -> Float[Tensor, ""]:
+    return batch.measure(batch.logits(lm), "logit").sum()
 
 
 def _checked(effects: Float[Tensor, "..."], direction: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
