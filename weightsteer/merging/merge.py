@@ -92,10 +92,13 @@ def merge(
             journal = Journal(unfinished, digest(job))
             _sweep(unfinished, journal)
             _check_room(plan, unfinished, journal)
-            seconds = _write_shards(plan, unfinished, journal)
+            with ThreadPoolExecutor(1) as beside:
+                vectors_written = beside.submit(_write_vectors, plan, unfinished)
+                seconds = _write_shards(plan, unfinished, journal)
             applied = sum((journal.finished[shard][1] for shard in plan.shards), Applied())
             _check_applied(plan, applied, unfinished)
-            recorded, files, left_out = _write_companions(plan, unfinished)
+            recorded = vectors_written.result()
+            files, left_out = _write_companions(plan, unfinished)
             provenance = Provenance(
                 job=job,
                 base={**source, "fingerprint": fingerprint},
@@ -292,8 +295,8 @@ def _check_applied(plan: Plan, applied: Applied, folder: Path) -> None:
         )
 
 
-def _write_companions(plan: Plan, folder: Path) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
-    """Write the vectors and everything small; what the provenance says of them."""
+def _write_vectors(plan: Plan, folder: Path) -> list[dict[str, Any]]:
+    """Write what was added; what the provenance says of it."""
     vectors = []
     for number, addition in enumerate(plan.additions):
         place = f"{STEERING}/{number}"
@@ -308,6 +311,11 @@ def _write_companions(plan: Plan, folder: Path) -> tuple[list[dict[str, Any]], d
                 "info": dict(addition.vector.info),
             }
         )
+    return vectors
+
+
+def _write_companions(plan: Plan, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Write everything small: digests of the files, and what was left out."""
     copied, left_out = side_files(plan.base)
     files = list(copied)
     for name, path in copied.items():
@@ -320,7 +328,7 @@ def _write_companions(plan: Plan, folder: Path) -> tuple[list[dict[str, Any]], d
             files.append(name)
     for name in files:
         _sync(folder / name)
-    return vectors, {name: file_digest(folder / name) for name in files}, left_out
+    return {name: file_digest(folder / name) for name in files}, left_out
 
 
 def _publish(folder: Path, out: Path) -> None:
