@@ -99,7 +99,7 @@ def draw_cosines(matrices: Mapping[str, Sequence[Sequence[float]]], blocks: Sequ
     from matplotlib.colors import LinearSegmentedColormap
 
     diverging = LinearSegmentedColormap.from_list("diverging", [theme.below, theme.paper, theme.above])
-    figure, panels = _grid(len(matrices), 1.5, ())
+    figure, panels = _grid(len(matrices), 1.3, ())
     image = None
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=False):
         image = axes.imshow(matrix, origin="lower", cmap=diverging, vmin=-1, vmax=1, interpolation="nearest")
