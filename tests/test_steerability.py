@@ -101,7 +101,7 @@ def test_bias_finds_the_share_that_the_form_explains():
 def test_measures_of_other_conditions():
     assert relative_steerability(1.0, 4.0) == 0.25
     assert math.isnan(relative_steerability(1.0, 0.0))
-    assert propensity_distance([1, 3], [-1, -2]) == pytest.approx(3.5)
+    assert propensity_distance(np.array([1.0, 3.0]), np.array([-1.0, -2.0, -1.5])) == pytest.approx(3.5)
 
 
 def test_rank_correlation_over_sets():

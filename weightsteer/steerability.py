@@ -162,9 +162,9 @@ def relative_steerability(transferred: float, own: float) -> float:
     return transferred / own if own else math.nan
 
 
-def propensity_distance(unsteered_a: Sequence[float], unsteered_b: Sequence[float]) -> float:
+def propensity_distance(unsteered_a: PerItem, unsteered_b: Float[np.ndarray, " others"]) -> float:
     """|mean m_LD(D_A; 0) − mean m_LD(D_B; 0)|, nats: how differently the model behaves under two conditions."""
-    return abs(float(np.mean(unsteered_a)) - float(np.mean(unsteered_b)))
+    return abs(float(unsteered_a.mean() - unsteered_b.mean()))
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0, resamples: int = 2000) -> Estimate:
