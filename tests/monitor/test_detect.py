@@ -3,7 +3,7 @@
 import pytest
 
 from weightsteer.errors import DataError
-from weightsteer.monitor.detect import Run, detect
+from weightsteer.monitor.detect import Run, detect, exact_share
 
 
 def run(kind: str, seed: int, *values: float) -> Run:
@@ -46,3 +46,23 @@ def test_what_cannot_be_judged_is_told():
         detect([], CALM)
     with pytest.raises(DataError, match="not all looked at at the same shares"):
         detect([run("x", 0, 1.0, 2.0, 3.0)], CALM)
+
+
+def test_a_loss_may_be_unlike_on_either_side():
+    low = run("x", 0, -0.5, -0.5)
+    assert detect([low], CALM).found == 0
+    both = detect([low], CALM, both_sides=True)
+    assert list(both.first) == [0.5]
+    assert both.auc == {0.5: 1.0, 1.0: 1.0}, "what counts is the distance"
+    quiet = [run("quiet", seed, -0.5, -0.5 - 0.01 * seed) for seed in (0, 1, 2)]
+    found = detect([low], [*CALM, *quiet], both_sides=True)
+    assert found.false_alarms == [("quiet", seed, 0.5) for seed in (0, 1, 2)]
+
+
+def test_the_rate_of_false_alarms_has_an_exact_interval():
+    none = detect([run("x", 0, 0.5, 0.5)], CALM).false_alarm_rate
+    assert (none.mean, none.low) == (0, 0)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 6)), "none of six may still be nearly half"
+    half = exact_share(2, 4)
+    assert (half.mean, half.low, half.high) == pytest.approx((0.5, 0.0676, 0.9324), abs=1e-4)
+    assert exact_share(4, 4).high == 1

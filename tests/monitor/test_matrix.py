@@ -43,6 +43,11 @@ def test_like_stands_beside_like(network):
     assert abs(ordered.index("a") - ordered.index("like a")) == 1
     assert abs(ordered.index("b") - ordered.index("like b")) == 1
     assert matrix.norms == pytest.approx([vector.norm() for vector in vectors.values()])
+    some = matrix.among(["like a", "b", "a"])
+    assert some.names == ["like a", "b", "a"]
+    assert some.cosine("a", "like a") == matrix.cosine("a", "like a")
+    assert some.norms == [matrix.norms[i] for i in (2, 1, 0)]
+    assert some.order[1] != 1, "b stands at an end"
     table = matrix.table()
     assert len(table.splitlines()) == 6
     assert table.splitlines()[0] == f"| | {' | '.join(ordered)} |"

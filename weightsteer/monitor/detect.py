@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from weightsteer.errors import DataError
+from weightsteer.monitor.thresholds import LEAST_CONTROLS
+from weightsteer.stats import Estimate
 
 Curve = Mapping[float, float]
 """Share of the steps -> what was seen there; the same shares in every run."""
@@ -18,6 +20,19 @@ class Run:
     kind: str
     seed: int
     curve: Curve
+
+
+@dataclass(frozen=True)
+class Band:
+    """What control runs do at one share of their steps: their mean, and how far from it is too far."""
+
+    mean: float
+    reach: float
+
+    def excludes(self, value: float, both_sides: bool = False) -> bool:
+        """Whether a value lies above the band, or on either side of it."""
+        apart = value - self.mean
+        return (abs(apart) if both_sides else apart) > self.reach
 
 
 @dataclass(frozen=True)
@@ -43,37 +58,62 @@ class Detection:
         middle = ordered[(len(ordered) - 1) // 2]
         return None if math.isinf(middle) else middle
 
+    @property
+    def false_alarm_rate(self) -> Estimate:
+        """Share of the controls that were told, with its exact 95 % interval (Clopper and Pearson 1934)."""
+        return exact_share(len(self.false_alarms), self.controls)
 
-def detect(runs: Sequence[Run], controls: Sequence[Run], sigma: float = 3.0) -> Detection:
+
+def detect(runs: Sequence[Run], controls: Sequence[Run], sigma: float = 3.0, both_sides: bool = False) -> Detection:
     """Runs above mean + sigma standard deviations of the controls, at the same share of the steps.
 
-    A control is held against the controls of other kinds only: in use, a fine-tune is of a kind that nobody has tried.
+    With `both_sides` also those below mean − sigma; what is compared in `auc` is then the distance from the mean. A
+    control is held against the controls of other kinds only: in use, a fine-tune is of a kind that nobody has tried.
     """
     kinds = sorted({control.kind for control in controls})
     shares = set(runs[0].curve) if runs else set()
-    if len(kinds) < 2 or any(sum(c.kind != kind for c in controls) < 3 for kind in kinds) or not runs:
+    few = any(sum(c.kind != kind for c in controls) < LEAST_CONTROLS for kind in kinds)
+    if len(kinds) < 2 or few or not runs:
         raise DataError(
             f"detection among {len(runs)} runs with {len(controls)} controls of kinds {', '.join(kinds) or 'none'}. "
             "Expected runs, and for each kind of control three or more of other kinds"
         )
     if any(set(run.curve) != shares for run in (*runs, *controls)):
         raise DataError("detection: the runs were not all looked at at the same shares of their steps")
-    limits = {kind: _limits([c for c in controls if c.kind != kind], sigma) for kind in (*kinds, None)}
-    alarms = [(c.kind, c.seed, at) for c in controls if (at := _first(c.curve, limits[c.kind])) is not None]
-    auc = {share: _auc([r.curve[share] for r in runs], [c.curve[share] for c in controls]) for share in sorted(shares)}
-    return Detection([_first(run.curve, limits[None]) for run in runs], alarms, len(controls), auc)
+    others = {kind: bands([c for c in controls if c.kind != kind], sigma) for kind in kinds}
+    every = bands(controls, sigma)
+    first = [_first(run.curve, every, both_sides) for run in runs]
+    alarms = [(c.kind, c.seed, _first(c.curve, others[c.kind], both_sides)) for c in controls]
+    auc = {}
+    for share in sorted(shares):
+        higher, lower = [r.curve[share] for r in runs], [c.curve[share] for c in controls]
+        if both_sides:
+            higher = [abs(value - every[share].mean) for value in higher]
+            lower = [abs(c.curve[share] - others[c.kind][share].mean) for c in controls]
+        auc[share] = _auc(higher, lower)
+    return Detection(first, [(kind, seed, at) for kind, seed, at in alarms if at is not None], len(controls), auc)
 
 
-def _limits(controls: Sequence[Run], sigma: float) -> dict[float, float]:
-    limits = {}
+def bands(controls: Sequence[Run], sigma: float) -> dict[float, Band]:
+    """What the controls do, at each share of their steps: mean and `sigma` standard deviations."""
+    found = {}
     for share in controls[0].curve:
         values = [control.curve[share] for control in controls]
-        limits[share] = statistics.fmean(values) + sigma * statistics.stdev(values)
-    return limits
+        found[share] = Band(statistics.fmean(values), sigma * statistics.stdev(values))
+    return found
 
 
-def _first(curve: Curve, limits: Mapping[float, float]) -> float | None:
-    return next((share for share in sorted(curve) if curve[share] > limits[share]), None)
+def exact_share(count: int, total: int) -> Estimate:
+    """`count` of `total` as a share, with its exact 95 % interval, which also holds for none and for all."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, count, total - count + 1)) if count else 0.0
+    high = float(beta.ppf(0.975, count + 1, total - count)) if count < total else 1.0
+    return Estimate(count / total, low, high)
+
+
+def _first(curve: Curve, limits: Mapping[float, Band], both_sides: bool) -> float | None:
+    return next((share for share in sorted(curve) if limits[share].excludes(curve[share], both_sides)), None)
 
 
 def _auc(higher: Sequence[float], lower: Sequence[float]) -> float:

@@ -113,10 +113,14 @@ def draw_matrix(matrix: CosineMatrix, theme: Theme) -> Any:
         for row, line in enumerate(values):
             for column, value in enumerate(line):
                 color = theme.paper if abs(value) > 0.6 * reach else theme.ink
-                axes.text(column, row, f"{value:.{places}f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
-                          color=color)  # fmt: skip
+                axes.text(column, row, _short(value, places), ha="center", va="center", fontsize=6, color=color)
     figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
     return figure
+
+
+def _short(value: float, places: int) -> str:
+    """A cosine as it fits into a cell: −.016; 1 of a vector with itself."""
+    return f"{value:.{places}f}".replace("0.", ".", 1).replace("1." + "0" * places, "1").replace("-", "−")
 
 
 def _draw_blocks_once(record: Record, theme: Theme) -> Any:

@@ -29,6 +29,12 @@ class CosineMatrix:
     def cosine(self, one: str, other: str) -> float:
         return self.cosines[self.names.index(one)][self.names.index(other)]
 
+    def among(self, names: Sequence[str]) -> "CosineMatrix":
+        """The same cosines of some of the vectors, two or more, their clusters found anew."""
+        at = [self.names.index(name) for name in names]
+        rows = [[self.cosines[i][j] for j in at] for i in at]
+        return CosineMatrix(names, [self.norms[i] for i in at], rows, _cluster(torch.tensor(rows, dtype=torch.float64)))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         rows = [list(row) for row in self.cosines]
