@@ -11,6 +11,7 @@ PACKAGE = Path(weightsteer.__file__).parent
 ORDER = (
     ("errors",),
     ("progress", "recipe", "stage", "stats"),
+    ("steerability",),
     ("models",),
     ("data",),
     ("weights", "activations", "judge"),
@@ -20,14 +21,15 @@ ORDER = (
     ("calibration", "sweep"),
     ("equal_kl",),
     ("release", "summary", "report", "show", "hub"),
-    ("monitor",),
+    ("monitor", "diagnosis"),
     ("studies",),
     ("pipeline",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-# A method may be tuned with an eval; the card on the hub shows what the report says.
-PEERS = {("methods", "evals"), ("hub", "report")}
+# A method may be tuned with an eval; the card on the hub shows what the report says; what steering does inside is asked
+# of both kinds of vectors.
+PEERS = {("methods", "evals"), ("hub", "report"), ("activations", "weights")}
 # They cost seconds, so they are imported inside the functions that need them; torch may stand at the top of some rooms.
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "scipy", "matplotlib", "huggingface_hub",
          "safetensors", "gguf", "openai", "lm_eval"}  # fmt: skip

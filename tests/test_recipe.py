@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from weightsteer.errors import RecipeError
-from weightsteer.recipe import find_plugin, load_behavior, load_recipe, shipped_recipes
+from weightsteer.recipe import find_plugin, load_behavior, load_experiment, load_recipe, shipped_recipes
 from weightsteer.recipe.plugins import names
 
 METHODS, EVALS = names("methods"), names("evals")
@@ -24,7 +24,7 @@ def problems_of(path: Path, *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted(shipped_recipes().glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_recipe_is_valid_and_runnable(path: Path):
-    assert load_recipe(path).name
+    assert load_experiment(path).name
     assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env -S weightsteer run\n")
     assert path.stat().st_mode & 0o111
 

@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from weightsteer import weights
     from weightsteer.activations.vector import ActivationVector
     from weightsteer.data.contrast import ContrastDataset, ContrastPair, load_pairs
+    from weightsteer.diagnosis import diagnose
     from weightsteer.evaluation import EvalResult, evaluate
     from weightsteer.hub.push import push
     from weightsteer.merging.verify import verify
     from weightsteer.models.language_model import LanguageModel, load_model
     from weightsteer.pipeline import run
-    from weightsteer.recipe import Recipe, load_recipe
+    from weightsteer.recipe import Recipe, load_recipe, load_study
     from weightsteer.release import merge
+    from weightsteer.studies import run_study
     from weightsteer.weights.combine import combine
     from weightsteer.weights.vector import WeightVector
 
@@ -29,13 +31,16 @@ _HOMES = {
     "Recipe": "weightsteer.recipe",
     "WeightVector": "weightsteer.weights.vector",
     "combine": "weightsteer.weights.combine",
+    "diagnose": "weightsteer.diagnosis",
     "evaluate": "weightsteer.evaluation",
     "load_model": "weightsteer.models.language_model",
     "load_pairs": "weightsteer.data.contrast",
     "load_recipe": "weightsteer.recipe",
+    "load_study": "weightsteer.recipe",
     "merge": "weightsteer.release",
     "push": "weightsteer.hub.push",
     "run": "weightsteer.pipeline",
+    "run_study": "weightsteer.studies",
     "verify": "weightsteer.merging.verify",
 }
 __all__ = [
@@ -48,13 +53,16 @@ __all__ = [
     "WeightVector",
     "__version__",
     "combine",
+    "diagnose",
     "evaluate",
     "load_model",
     "load_pairs",
     "load_recipe",
+    "load_study",
     "merge",
     "push",
     "run",
+    "run_study",
     "verify",
     "weights",
 ]

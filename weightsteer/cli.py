@@ -292,6 +292,29 @@ def evaluate_model(
 
 
 @app.command()
+def diagnose(
+    source: Annotated[Path, typer.Argument(metavar="RECIPE_OR_PAIRS", help="Recipe, pairs, or two-choice questions.")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Needed where no recipe names one.")
+    ] = None,
+    vector: Annotated[list[Path], typer.Option("--vector", metavar="V", help="Vector to steer with; repeatable.")] = [],  # noqa: B006
+    out: Out = None,
+    parts: Annotated[bool, typer.Option("--parts", help="Steer by each kind and block of weight vectors too.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say beforehand whether a behavior can be steered, and how vectors move items that are in no pair."""
+    from weightsteer.diagnosis import diagnose
+    from weightsteer.report.document import as_json, in_terminal
+    from weightsteer.report.page import finite
+
+    with progress.display(quiet or json):
+        document = diagnose(source, model, vector, out, parts=parts)
+    page = "" if out is None else f"\n\nPage  {out / 'report.html'}"
+    _print(json, finite(as_json(document)), in_terminal(document) + page)
+
+
+@app.command()
 def monitor(
     run_dir: Annotated[
         Path, typer.Argument(metavar="RUN_DIR", help="Saved checkpoints or adapters of a training run, or one model.")

@@ -202,6 +202,26 @@ def command() -> str:
     return " ".join(["weightsteer", *sys.argv[1:]]) if program == "weightsteer" else "weightsteer.run (from Python)"
 
 
+def machine() -> dict[str, Any]:
+    """The machine and the libraries, without anything that identifies its user."""
+    return {
+        "machine": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 @cache
 def git_revision() -> str | None:
     """Commit of the checkout this package runs from, `+` when it has uncommitted changes; None outside a checkout."""

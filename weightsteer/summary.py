@@ -1,8 +1,6 @@
 """All that a run found, as one JSON-able mapping: the content of report.json."""
 
 import json
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +13,7 @@ from weightsteer.evaluation import EvalResult, change
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.points import BASE, UNTUNED, Fitted, Point
 from weightsteer.recipe import Recipe, find_plugin, load_behavior
-from weightsteer.stage import digest, git_revision, versions
+from weightsteer.stage import digest, machine
 from weightsteer.stats import spearman
 from weightsteer.sweep import read_answers, sample_prompts
 
@@ -152,26 +150,6 @@ def environment(lm: LanguageModel) -> dict[str, Any]:
         "model": lm.ref.source,
         "fingerprint": lm.ref.fingerprint,
     }
-
-
-def machine() -> dict[str, Any]:
-    """The machine and the libraries, without anything that identifies its user."""
-    return {
-        "machine": _processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "python": platform.python_version(),
-        "versions": versions(),
-        "git_revision": git_revision(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _device(lm: LanguageModel) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from weightsteer.activations.expectation import load_calibration
 from weightsteer.activations.vector import ActivationVector
-from weightsteer.diagnose import geometry_by_block, read_questions
+from weightsteer.diagnosis import geometry_by_block, read_questions
 from weightsteer.errors import DataError, RecipeError
 from weightsteer.models.language_model import load_model
 from weightsteer.recipe import load_study

@@ -13,8 +13,7 @@ from typing import Any
 from weightsteer.recipe import StudySettings, find_plugin
 from weightsteer.report import numbers
 from weightsteer.report.document import Document, write_document
-from weightsteer.stage import command, discard, locked, run_stage, stage_digests, writing
-from weightsteer.summary import machine
+from weightsteer.stage import command, discard, locked, machine, run_stage, stage_digests, writing
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pydantic
 
 from weightsteer.activations.expectation import DEPTH, LEAST_SETS, Row, block_at, fit
 from weightsteer.activations.prompt_types import PROMPT_TYPES, both_prompts, last_token_examples
-from weightsteer.diagnose import (
+from weightsteer.diagnosis import (
     STRENGTHS,
     Questions,
     geometry_by_block,

@@ -13,7 +13,7 @@ from weightsteer import diagnose as module
 from weightsteer.activations.expectation import Row, fit
 from weightsteer.activations.geometry import directional_agreement
 from weightsteer.activations.vector import FILE, ActivationVector
-from weightsteer.diagnose import diagnose, geometry_by_block, log_odds, opening_of, question, read_material
+from weightsteer.diagnosis import diagnose, geometry_by_block, log_odds, opening_of, question, read_material
 from weightsteer.errors import AdapterError, DataError, RecipeError
 from weightsteer.models.language_model import load_model
 from weightsteer.recipe import ModelPart
