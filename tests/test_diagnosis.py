@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import write_model
 
-from weightsteer import diagnose as module
+from weightsteer import diagnosis as module
 from weightsteer.activations.expectation import Row, fit
 from weightsteer.activations.geometry import directional_agreement
 from weightsteer.activations.vector import FILE, ActivationVector
