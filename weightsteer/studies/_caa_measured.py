@@ -60,9 +60,10 @@ class Bench:
         blocks = self.stage("blocks", ("mode", "stride", "block"), self.sweep_blocks)
         self.chosen = blocks["chosen"]
         at = {"mode": settings.mode, "chosen": self.chosen}
-        answers = self.stage("answers", ("k",), self.answer_letters, **at)
+        prompts = [[s.behavior.positive, s.behavior.negative] for s in self.sets]
+        answers = self.stage("answers", ("k",), self.answer_letters, prompts=prompts, **at)
         views = self.stage("views", ("stride", "view_pairs"), self.view, **at)
-        self.stage("heat", (), self.write_pages, **at)
+        self.stage("heat", (), self.write_pages, titles=[s.behavior.shown for s in self.sets], **at)
         tuned = shift = None
         if settings.fine_tune is not None:
             for found in self.sets:
@@ -74,7 +75,8 @@ class Bench:
             asked = {name: [asdict(item) for item in items] for name, items in self.benchmarks.items()}
             costs = self.stage("side-effects", (), self.measure_costs, questions=digest(asked), **at)
         if settings.judge is not None:
-            opened = self.stage("open-ended", ("max_new_tokens", "judge"), self.rate_open, **at)
+            rated = digest([[s.behavior.rubric, s.open_ended] for s in self.sets])
+            opened = self.stage("open-ended", ("max_new_tokens", "judge"), self.rate_open, asked=rated, **at)
         return Measured(blocks, answers, views, tuned, shift, costs, opened)
 
     def stage(self, name: str, keys: Sequence[str], work: Callable[[Path], Any], **inputs: Any) -> Any:
@@ -99,7 +101,7 @@ class Bench:
             "dtype": str(compute_dtype(model.dtype)),
             "system": model.system,
             "seed": self.settings.seed,
-            "questions": digest([{**asdict(found), "behavior": found.behavior.model_dump()} for found in self.sets]),
+            "questions": digest([[s.behavior.name, s.pairs, s.held_out, s.test] for s in self.sets]),
         }
 
     @cached_property

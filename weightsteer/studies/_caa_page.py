@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from weightsteer.report import numbers
 from weightsteer.stats import Estimate, paired_difference, weighted_mean
 from weightsteer.studies._caa_measured import Measured
 from weightsteer.studies.caa import BehaviorSet, Settings
@@ -32,4 +33,4 @@ class Page:
 
 def signed(value: float) -> str:
     """A change, rounded, its sign shown."""
-    return f"{value:+.3f}".replace("-", "−")
+    return numbers.difference(Estimate(value, value, value))
