@@ -346,7 +346,7 @@ def test_shares_of_an_effect():
     assert turned.mean == pytest.approx(1 + 4.25 / 4.25)
     assert turned.low < turned.mean < turned.high
     assert compare(base, [1.0, 0.0, 3.0, 2.0], {"none": base}).cases["none"].share is None, "nothing to take a share of"
-    with pytest.raises(ValueError, match="4 and 3 items"):
+    with pytest.raises(ValueError, match="of 3 and 4 items"):
         compare(base, base[:3], {})
 
 

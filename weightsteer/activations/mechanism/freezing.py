@@ -55,7 +55,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Kepts:
+class Comparison:
     """An effect as a whole, and what is left of it in each of several cases; intervals over the same items."""
 
     items: int
@@ -105,7 +105,7 @@ def freezing_effects(
     effect: Effect,
     cases: Mapping[str, Sequence[Part]] = CIRCUITS,
     seed: int = 0,
-) -> Kepts:
+) -> Comparison:
     """What is left of the effect of k times the vector when each case's parts are frozen.
 
     Published for refusal: freezing all attention probabilities costs 8.75 % of the effect, values far more (arXiv
@@ -117,7 +117,7 @@ def freezing_effects(
 
 def part_effects(
     vector: WeightVector, lm: LanguageModel, k: float, effect: Effect, parts: Mapping[str, WeightVector], seed: int = 0
-) -> Kepts:
+) -> Comparison:
     """What is left of the effect of a weight vector when only some of it is applied; see `parts.part`."""
     return _measure(
         vector, lm, k, effect, {name: functools.partial(one.applied, lm, k) for name, one in parts.items()}, seed
@@ -126,7 +126,7 @@ def part_effects(
 
 def compare(
     base: Sequence[float], steered: Sequence[float], cases: Mapping[str, Sequence[float]], seed: int = 0
-) -> Kepts:
+) -> Comparison:
     """What of the change from `base` to `steered` each case keeps; all are numbers of the same items in one order.
 
     A share is a ratio of two mean changes, its interval over items resampled together. A ValueError where the items
@@ -139,7 +139,7 @@ def compare(
         found = whole.low > 0 or whole.high < 0
         share = _ratio(np.subtract(values, base), np.subtract(steered, base), seed) if found else None
         kept[name] = Kept(change, paired_difference(steered, values, seed=seed), share)
-    return Kepts(len(base), whole, kept)
+    return Comparison(len(base), whole, kept)
 
 
 def _measure(
@@ -149,7 +149,7 @@ def _measure(
     effect: Effect,
     steerings: Mapping[str, Callable[[], contextlib.AbstractContextManager[LanguageModel]]],
     seed: int,
-) -> Kepts:
+) -> Comparison:
     found = {}
     with progress.task("frozen parts", len(steerings) + 2) as advance:
         base = effect(lm)
@@ -185,10 +185,11 @@ def _sites(network: Any, parts: Sequence[Part]) -> Sites:
     sites: Sites = {}
     for name, places in outputs.items():
         module = network.get_submodule(name)
-        sites[module] = None
+        mask = None
         if places is not None:
-            sites[module] = torch.zeros(matrix_shape(module)[0], dtype=torch.bool, device=network.device)
-            sites[module][places] = True
+            mask = torch.zeros(matrix_shape(module)[0], dtype=torch.bool, device=network.device)
+            mask[places] = True
+        sites[module] = mask
     return sites
 
 
@@ -219,7 +220,13 @@ class _Passes:
         # Registered once and after the vector's own hooks, so that whoever looks on later sees what is frozen.
         hooks = [module.register_forward_hook(self._hold) for module in self.sites]
         self.own = {hook.id for hook in hooks}
-        decoder.forward = functools.wraps(self.original)(lambda *args, **given: self.forward(*args, **given))
+
+        # transformers reads the signature of what it calls.
+        @functools.wraps(self.original)
+        def forward(*args: Any, **given: Any) -> Any:
+            return self.forward(*args, **given)
+
+        decoder.forward = forward
         try:
             yield
         finally:
