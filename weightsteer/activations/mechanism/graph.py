@@ -12,9 +12,10 @@ from weightsteer.activations.mechanism.nodes import Anatomy, Node, Site
 from weightsteer.activations.mechanism.patching import Comparison
 
 Edge = tuple[Node, Node]
-# When, within a block, a kind of node reads the stream or writes to it. A vector is added behind its block.
+# When, in the five moments of a block, a kind of node reads the stream or writes to it.
+_MOMENTS = 5
 _READS = {"query": 0, "key": 0, "value": 0, "mlp": 2, "output": 0}
-_WRITES = {"input": -1, "head": 1, "mlp": 3, "vector": 3}
+_WRITES = {"input": -1, "head": 1, "mlp": 3, "vector": 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class Graph:
     @cached_property
     def allowed(self) -> Bool[Tensor, "readers writers"]:
         """Which edges there are."""
-        reads = torch.tensor([4 * node.block + _READS[node.kind] for node in self.readers])
+        reads = torch.tensor([_MOMENTS * node.block + _READS[node.kind] for node in self.readers])
         writes = torch.tensor([_written(node) for node in self.writers])
         return reads[:, None] > writes
 
@@ -77,7 +78,7 @@ def graph_of(comparison: Comparison) -> Graph:
 
 
 def _written(node: Node) -> int:
-    return 4 * node.block + _WRITES[node.kind]
+    return _MOMENTS * node.block + _WRITES[node.kind]
 
 
 def _places(sites: Sequence[Site]) -> dict[Site, slice]:

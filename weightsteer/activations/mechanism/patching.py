@@ -219,8 +219,6 @@ def patched_logits(
     comparison: Comparison, batch: Batch, sets: Sequence[Collection[Node]], into: Run
 ) -> Iterator[Float[Tensor, "positions vocabulary"]]:
     """Logits of one run with the nodes of each set as in the other run, set by set; see `patch`."""
-    if into not in get_args(Run):
-        raise DataError(f"into = {into!r}: no such run. Expected one of {', '.join(get_args(Run))}")
     comparison.anatomy.check([node for nodes in sets for node in nodes])
     other = comparison.writes(
         batch, "steered" if into == "base" else "base", {node.site for nodes in sets for node in nodes}
