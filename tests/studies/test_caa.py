@@ -272,7 +272,7 @@ def test_refused_data(recipe: Callable[..., caa.Settings], tmp_path: Path):
         caa.check(recipe(f"data={data}"))
     write_data(data)
     write(data / caa.BENCHMARKS["MMLU"], [{"prompt": "?"}])
-    with pytest.raises(DataError, match=r"MMLU: .*row 1: has the keys \['prompt'\].*set side_effects to 0"):
+    with pytest.raises(DataError, match=r"(?s)MMLU: .*row 1: has the keys \['prompt'\].*set side_effects to 0"):
         caa.check(recipe(f"data={data}"))
 
 
