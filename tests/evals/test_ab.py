@@ -11,6 +11,8 @@ import pytest
 import torch
 from tiny_models import tiny_language_model
 
+from weightsteer.activations.letters import encode_questions, score_many
+from weightsteer.activations.vector import ActivationVector
 from weightsteer.errors import DataError
 from weightsteer.evals import Given
 from weightsteer.evals.ab import METRICS, Item, Settings, nuisances, plain_text, read_items, score, score_continuations
@@ -41,8 +43,10 @@ def continued(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], l
     def install(log_p: dict[str, float]) -> list[tuple[str, tuple[str, ...]]]:
         asked: list[tuple[str, tuple[str, ...]]] = []
 
-        def continuations(lm: Any, starts: Sequence[str], options: Sequence[Sequence[str]], *, label: str = "") -> Any:
-            asked.extend((start, tuple(choices)) for start, choices in zip(starts, options, strict=True))
+        def continuations(
+            lm: Any, starts: Sequence[tuple[str, str]], options: Sequence[Sequence[str]], *, label: str = ""
+        ) -> Any:
+            asked.extend((start, tuple(choices)) for (start, _), choices in zip(starts, options, strict=True))
             return [[(log_p[option], 1) for option in choices] for choices in options]
 
         monkeypatch.setattr("weightsteer.evals.ab.score_continuations", continuations)
@@ -163,11 +167,24 @@ def test_what_may_explain_a_score_besides_the_behavior():
 def test_what_comes_next_is_the_models_own_probability():
     lm = tiny_language_model()
     text = "Question: x\n\nAnswer: ("
-    [[(a, n), (b, _)]] = score_continuations(lm, [text], [("A", "B")])
+    [[(a, n), (b, _)]] = score_continuations(lm, [(text, "(")], [("A", "B")])
     logits = lm.network(torch.tensor([lm.tokens(text)])).logits[0, -1]
     expected = logits.log_softmax(-1)[[lm.tokens("A")[0], lm.tokens("B")[0]]]
     assert [a, b] == pytest.approx(expected.tolist(), abs=1e-5)
     assert n == 1
+
+
+@pytest.mark.parametrize("mode", ["all", "after_user", "generated", "answer"])
+def test_the_opened_bracket_is_steered_where_answers_are(mode: Any):
+    lm = tiny_language_model()
+    rng = torch.Generator().manual_seed(0)
+    vector = ActivationVector({1: 3 * torch.randn(32, generator=rng)}, lm.ref.fingerprint, mode)
+    items = [LETTERED, Item("second", "And now?\n (A) Yes, it is\n (B) No", "A", "B", True)]
+    asked = encode_questions(lm, [i.question for i in items], "(", [(i.match, i.other) for i in items])
+    expected = score_many(lm, asked, [vector], [1.0])[0, 0]
+    with vector.applied(lm, 1.0) as steered:
+        found = [s.values["log_odds"] for s in score(steered, items, Settings(name="ab"), Given())]
+    assert found == pytest.approx((expected[:, 0] - expected[:, 1]).tolist(), abs=2e-4)
 
 
 @pytest.mark.parametrize("layout", ["chat", "plain"])

@@ -4,6 +4,7 @@ The two-choice evaluation of contrastive activation addition (arXiv 2312.06681, 
 evaluations, and of steering reliability (2407.12404, 2505.22637).
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,8 @@ def score(lm: Any, items: Sequence[Item], settings: Settings, given: Given) -> l
     # After plain text a word begins with a space; a letter has its bracket before it.
     space = " " if settings.layout == "plain" else ""
     options = [(i.match, i.other) if i.lettered else (space + i.match, space + i.other) for i in items]
-    scored = score_continuations(lm, [put(lm, item) for item in items], options, label="ab")
+    starts = [(put(lm, item), item.opening) for item in items]
+    scored = score_continuations(lm, starts, options, label="ab")
     results = []
     for item, ((match, _), (other, _)) in zip(items, scored, strict=True):
         log_odds = match - other
@@ -132,14 +134,24 @@ def plain_text(lm: Any, item: Item) -> str:
 
 
 def score_continuations(
-    lm: Any, starts: Sequence[str], options: Sequence[Sequence[str]], *, label: str = ""
+    lm: Any, starts: Sequence[tuple[str, str]], options: Sequence[Sequence[str]], *, label: str = ""
 ) -> list[list[tuple[float, int]]]:
     """For every option of every text, which already holds its template: log-probability in nats as what comes next,
-    and its token count."""
+    and its token count.
+
+    A start is a text and what of its end is the answer's already, such as "(", which is steered where answers are.
+    """
     from weightsteer.models.generate import _score, _split
 
-    rows = [
-        _split(lm.tokens(start), [lm.tokens(start + option) for option in choices])
-        for start, choices in zip(starts, options, strict=True)
-    ]
-    return _score(lm, rows, label)
+    rows, opened = [], []
+    for (start, opening), choices in zip(starts, options, strict=True):
+        prompt, told = _split(lm.tokens(start), [lm.tokens(start + option) for option in choices])
+        asked = lm.tokens(start.removesuffix(opening))
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, asked, strict=False)))
+        rows.append((prompt, told))
+        opened.append(len(prompt) - shared)
+    scored: dict[int, list[tuple[float, int]]] = {}
+    for number in sorted(set(opened)):
+        places = [i for i, n in enumerate(opened) if n == number]
+        scored.update(zip(places, _score(lm, [rows[i] for i in places], label, number), strict=True))
+    return [scored[i] for i in range(len(rows))]

@@ -125,17 +125,18 @@ def _split(prompt: list[int], whole: list[list[int]]) -> tuple[list[int], list[l
 
 @torch.inference_mode()
 def _score(
-    lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], label: str
+    lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], label: str, opened: int = 0
 ) -> list[list[tuple[float, int]]]:
+    """Scores of options; the last `opened` tokens of every prompt are the answer's already."""
     if not fits_side_by_side(lm.network) and any(len(options) > 1 for _, options in rows):
-        alone = iter(_score(lm, [(prompt, [option]) for prompt, options in rows for option in options], label))
+        alone = iter(_score(lm, [(prompt, [option]) for prompt, options in rows for option in options], label, opened))
         return [[next(alone)[0] for _ in options] for _, options in rows]
     scores: list[list[tuple[float, int]]] = [[] for _ in rows]
     lengths = [len(prompt) + sum(len(option) - 1 for option in options) for prompt, options in rows]
     with progress.task(label or "scoring", len(rows)) as advance, float32_logits(lm.network):
-        beginning = _beginning(lm, [prompt for prompt, _ in rows])
+        beginning = _beginning(lm, [prompt for prompt, _ in rows], opened)
         for batch in batches(lengths, batch_tokens(lm)):
-            for i, result in zip(batch, _score_batch(lm, [rows[i] for i in batch], beginning), strict=True):
+            for i, result in zip(batch, _score_batch(lm, [rows[i] for i in batch], beginning, opened), strict=True):
                 scores[i] = result
             advance(len(batch))
     return scores
@@ -176,10 +177,10 @@ class _Beginning:
         return {"past_key_values": cache, "use_cache": True}
 
 
-def _beginning(lm: LanguageModel, prompts: list[list[int]]) -> _Beginning:
+def _beginning(lm: LanguageModel, prompts: list[list[int]], opened: int = 0) -> _Beginning:
     """Compute the shared start of `prompts` once; nothing where it is short or the architecture keeps other state."""
-    # What is written between the last turn and the answer stays outside: it may be steered, a start never is.
-    columns = zip(*(prompt[: -opening_tokens(lm)] for prompt in prompts), strict=False)
+    # What is written after the last turn stays outside: it may be steered, a start never is.
+    columns = zip(*(prompt[: -opening_tokens(lm) - opened] for prompt in prompts), strict=False)
     width = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     if len(prompts) < 2 or width < SHARED_TOKENS or not sees_everything(lm.network):
         return _Beginning()
@@ -189,7 +190,7 @@ def _beginning(lm: LanguageModel, prompts: list[list[int]]) -> _Beginning:
 
 
 def _score_batch(
-    lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], beginning: _Beginning
+    lm: LanguageModel, rows: list[tuple[list[int], list[list[int]]]], beginning: _Beginning, opened: int
 ) -> list[list[tuple[float, int]]]:
     """One forward pass: every row is the rest of its prompt, right-aligned, then its options side by side, blind to one
     another.
@@ -216,7 +217,7 @@ def _score_batch(
             positions[r, column:end] = torch.arange(len(prompt), len(prompt) + len(option) - 1)
             part[r, column:end] = number
             column = end
-    with answer_span(1 + option_width):
+    with answer_span(1 + opened + option_width):
         logits = lm.network(
             input_ids=ids[:, skip:].to(lm.device),
             logits_to_keep=1 + option_width,
