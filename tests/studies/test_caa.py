@@ -282,7 +282,7 @@ def test_the_public_layout():
     settings = load_study(shipped, [f"data={SAMPLES}", "leave_out=[survival-instinct]"])
     lines = caa.check(settings)
     assert len(lines) == 9
-    assert lines[0].startswith("AI coordination: 80 questions for the vector, 24 for the block, 50 to test")
+    assert lines[0].startswith("AI coordination: 64 questions for the vector, 24 for the block, 50 to test")
     assert lines[-1] == "left out: survival-instinct"
     with pytest.raises(DataError, match=r"1 problem\n  survival-instinct: .*generate_dataset.json: cannot be read"):
         caa.check(load_study(shipped, [f"data={SAMPLES}"]))

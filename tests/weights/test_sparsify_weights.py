@@ -98,7 +98,7 @@ def test_what_cannot_be_thinned_is_said(vector: WeightVector):
     with pytest.raises(AdapterError, match=r"share = 0: Expected one above 0"):
         thinned(vector, "rank", 0)
     with pytest.raises(AdapterError, match=r"rule 'luck': unknown. Expected one of magnitude, random, rank"):
-        thinned(vector, "luck", 0.5)  # type: ignore[arg-type]
+        thinned(vector, "luck", 0.5)
     with pytest.raises(AdapterError, match=r"has no block 7. Expected some of \[0, 1\]"):
         only(vector, blocks=[0, 7])
     with pytest.raises(AdapterError, match=r"has no kind 'qk'. Expected some of \['attention', 'mlp', 'norms'\]"):

@@ -30,7 +30,7 @@ class Point:
     """The effect, as a share of the whole vector's."""
 
 
-def thinned(vector: WeightVector, rule: Rule, share: float, seed: int = 0) -> WeightVector:
+def thinned(vector: WeightVector, rule: Rule | str, share: float, seed: int = 0) -> WeightVector:
     """The vector with `share` of each entry kept, 0 < share <= 1, by one of three rules; see `Rule`.
 
     `rank` keeps so many of the `vector.rank` singular directions, one at least; what is not factored it leaves whole.
