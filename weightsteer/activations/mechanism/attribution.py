@@ -67,7 +67,7 @@ def attribute_nodes(comparison: Comparison, metric: Metric = "logit", steps: int
     nodes = (*comparison.nodes, *inputs)
     places = {node: number for number, node in enumerate(nodes)}
     values = torch.zeros(len(comparison.kept), len(nodes), dtype=torch.float64)
-    streams = {("mlp", block): 1 for block in range(comparison.first, blocks)}
+    streams: dict[Site, int] = {("mlp", block): 1 for block in range(comparison.first, blocks)}
     with progress.task("attribution of nodes", len(comparison.kept)) as advance:
         for batch in comparison.batches:
             slopes = _slopes(
@@ -100,7 +100,7 @@ def attribute_edges(comparison: Comparison, metric: Metric = "logit", steps: int
     graph = graph_of(comparison)
     values = torch.zeros(len(graph.readers), len(graph.writers), dtype=torch.float64)
     streams = {site: place.stop - place.start for site, place in graph.reading.items()}
-    inputs = {("input", block) for block in range(comparison.first, len(comparison.anatomy.parts) + 1)}
+    inputs: set[Site] = {("input", block) for block in range(comparison.first, len(comparison.anatomy.parts) + 1)}
     with progress.task("attribution of edges", len(comparison.kept)) as advance:
         for batch in comparison.batches:
             slopes = _slopes(comparison, batch, metric, steps, streams, ())

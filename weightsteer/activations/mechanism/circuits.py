@@ -91,7 +91,7 @@ def faithfulness(comparison: Comparison, circuits: Sequence[Circuit]) -> list[Fa
     """
     results = [_Tally(comparison) for _ in circuits]
     sites = {site for one in circuits for site in one.graph.writing}
-    streams = {("input", block) for block in range(len(comparison.anatomy.parts) + 1)}
+    streams: set[Site] = {("input", block) for block in range(len(comparison.anatomy.parts) + 1)}
     with torch.no_grad(), progress.task("circuits", len(circuits) * len(comparison.batches)) as advance:
         for batch in comparison.batches:
             base = comparison.writes(batch, "base", sites | streams)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from weightsteer.activations.mechanism.nodes import Anatomy, Node, Site
+from weightsteer.activations.mechanism.nodes import Anatomy, Kind, Node, Site
 from weightsteer.activations.mechanism.patching import Comparison
 
 Edge = tuple[Node, Node]
@@ -36,7 +36,7 @@ class Graph:
     @cached_property
     def reading(self) -> dict[Site, slice]:
         """Where the nodes of a site stand among the readers; queries, keys and values are one site, `attention`."""
-        kinds = {"query": "attention", "key": "attention", "value": "attention"}
+        kinds: dict[Kind, Kind] = {"query": "attention", "key": "attention", "value": "attention"}
         return _places([(kinds.get(node.kind, node.kind), node.block) for node in self.readers])
 
     @cached_property

@@ -325,7 +325,7 @@ def check_sums(lm: LanguageModel, writes: Mapping[Site, Tensor]) -> None:
     """
     tolerance = 1e-3 if lm.network.dtype in (torch.float32, torch.float64) else 5e-2
     for block in range(len(decoder_blocks(lm.network))):
-        sites = [("input", block), ("head", block), ("mlp", block)]
+        sites: list[Site] = [("input", block), ("head", block), ("mlp", block)]
         after = writes.get(("input", block + 1))
         if after is None or not all(site in writes for site in sites):
             continue

@@ -12,7 +12,13 @@ from torch import Tensor
 from weightsteer import progress
 from weightsteer.activations.mechanism.nodes import Anatomy, Node, Site, anatomy, check_sums, sources, tapped
 from weightsteer.errors import AdapterError, DataError
-from weightsteer.models.generate import answer_span, batches, float32_logits
+from weightsteer.models.generate import (
+    ANSWER_TOKENS_CPU,
+    ANSWER_TOKENS_CUDA,
+    answer_span,
+    batches,
+    float32_logits,
+)
 from weightsteer.models.language_model import LanguageModel
 from weightsteer.models.paths import greedy_paths, path_log_probs
 from weightsteer.models.side_by_side import attention_inputs
@@ -142,9 +148,10 @@ def forced_examples(
     """Each prompt (token ids) with the greedy completion of the unsteered model, then with that of the steered."""
     by_run: list[dict[int, list[int]]] = [{}, {}]
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    at_once = ANSWER_TOKENS_CUDA if lm.device.type == "cuda" else ANSWER_TOKENS_CPU
     for strength, completions in zip((0, k), by_run, strict=True):
         with vector.applied(lm, strength) as steered:
-            for batch in batches(lengths, _tokens_at_once(lm)):
+            for batch in batches(lengths, at_once):
                 paths = greedy_paths(steered, [prompts[i] for i in batch], max_new_tokens)
                 completions.update(zip(batch, paths, strict=True))
     return [(prompt, completions[i]) for i, prompt in enumerate(prompts) for completions in by_run]
@@ -161,8 +168,8 @@ def compare(lm: LanguageModel, vector: Any, k: float, examples: Sequence[Forced]
     sources(lm, vector)
     empty = [i for i, texts in enumerate(examples) if not all(texts)]
     if empty or not examples:
-        found = f"example {empty[0]} has an empty prompt or completion" if empty else "there are none"
-        raise DataError(f"forced sequences: {found}. Expected token ids of a prompt and of a completion. Remove it")
+        problem = f"example {empty[0]} has an empty prompt or completion" if empty else "there are none"
+        raise DataError(f"forced sequences: {problem}. Expected token ids of a prompt and of a completion. Remove it")
     found: dict[int, _Difference] = {}
     grouped: list[list[int]] = []
     with progress.task("comparing", len(examples)) as advance:
@@ -254,13 +261,16 @@ class _Difference:
 
 
 def _difference(base: Float[Tensor, "step vocabulary"], steered: Float[Tensor, "step vocabulary"]) -> _Difference:
-    base_tokens, steered_tokens = base.argmax(-1), steered.argmax(-1)
-    at = (base_tokens != steered_tokens).nonzero().flatten()
-    tokens = torch.stack([steered_tokens[at], base_tokens[at]], 1)
+    greedy = torch.stack([steered.argmax(-1), base.argmax(-1)], 1)
+    at = (greedy[:, 0] != greedy[:, 1]).nonzero().flatten()
+    tokens = greedy[at]
     logit = [(found[at].gather(1, tokens) @ tokens.new_tensor([1.0, -1.0], dtype=found.dtype)).double().sum().item()
              for found in (base, steered)]  # fmt: skip
     kl = (steered[at].exp() * (steered[at] - base[at])).sum(-1).double().sum().item()
-    return _Difference(at.tolist(), *tokens.T.tolist(), {"logit": logit[0], "kl": -kl}, {"logit": logit[1], "kl": 0.0})
+    steered_tokens, base_tokens = tokens.T.tolist()
+    return _Difference(
+        at.tolist(), steered_tokens, base_tokens, {"logit": logit[0], "kl": -kl}, {"logit": logit[1], "kl": 0.0}
+    )
 
 
 def _metrics(found: Sequence[dict[Metric, float]]) -> dict[Metric, Float[Tensor, " examples"]]:
@@ -293,7 +303,8 @@ def _batch(
         for position in zip(found[i].steps, found[i].steered_tokens, found[i].base_tokens, strict=True)
     ]
     inputs = {"input_ids": ids.to(lm.device), **attention_inputs(lm.network, part, positions)}
-    return Batch(tuple(place[i] for i in group), inputs, steps, *torch.tensor(counted, device=lm.device).T)
+    rows, at, steered, base = torch.tensor(counted, device=lm.device).T
+    return Batch(tuple(place[i] for i in group), inputs, steps, rows, at, steered, base)
 
 
 def _tokens_at_once(lm: LanguageModel) -> int:
