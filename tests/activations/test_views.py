@@ -148,5 +148,7 @@ def test_the_shift_of_a_weight_vector():
     assert cosines == pytest.approx({0: -1, 1: 1}, abs=1e-4)
     with pytest.raises(AdapterError, match=r"activation vector: has block 5, the shift has 2 blocks"):
         shift_cosines(ActivationVector({5: beta}), shift)
-    with pytest.raises(AdapterError, match=r"block 0: norms \d+\.\d+ of the vector and 0 of the shift"):
+    later = torch.stack([torch.zeros(32, dtype=torch.float64), expected])
+    assert shift_cosines(ActivationVector({0: beta, 1: expected.float()}), later) == pytest.approx({1: 1}, abs=1e-4)
+    with pytest.raises(AdapterError, match=r"blocks \[0\]: the vector or the shift is zero in all of them"):
         shift_cosines(ActivationVector({0: beta}), torch.zeros(2, 32, dtype=torch.float64))

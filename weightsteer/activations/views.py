@@ -140,7 +140,11 @@ def activation_shift(
 
 
 def shift_cosines(vector: ActivationVector, shift: Float[Tensor, "blocks d_model"]) -> dict[int, float]:
-    """Block -> cosine of the vector's direction there with the shift of that block's activations."""
+    """Block -> cosine of the vector's direction there with the shift of that block's activations.
+
+    Blocks in which one of them is zero are left out: a change of later blocks alone shifts nothing before them. An
+    AdapterError where that leaves none.
+    """
     missing = [block for block in vector.directions if block >= len(shift)]
     if missing:
         raise AdapterError(
@@ -148,11 +152,12 @@ def shift_cosines(vector: ActivationVector, shift: Float[Tensor, "blocks d_model
         )
     cosines = {}
     for block, direction in sorted(vector.directions.items()):
-        norms = direction.double().norm().item(), shift[block].norm().item()
-        if 0 in norms:
-            raise AdapterError(
-                f"block {block}: norms {norms[0]:g} of the vector and {norms[1]:g} of the shift; zero has no "
-                "direction. Expected a vector and a change other than zero"
-            )
-        cosines[block] = (direction.double() @ shift[block].double()).item() / (norms[0] * norms[1])
+        norms = direction.double().norm().item() * shift[block].norm().item()
+        if norms:
+            cosines[block] = (direction.double() @ shift[block].double()).item() / norms
+    if not cosines:
+        raise AdapterError(
+            f"blocks {sorted(vector.directions)}: the vector or the shift is zero in all of them, and zero has no "
+            "direction. Expected a change that reaches a block of the vector"
+        )
     return cosines

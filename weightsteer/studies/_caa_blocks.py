@@ -140,12 +140,19 @@ def shift(page: Page) -> Section:
     """The vector against what a weight vector changes."""
     assert page.found.shift is not None
     lines = {shown: {int(b): c for b, c in page.found.shift[name].items()} for name, shown in page.names()}
-    own = {shown: lines[shown][page.block(name)] for name, shown in page.names()}
-    most = max(own, key=lambda shown: own[shown])
-    answer = (
-        "At the blocks used, the cosine of the vector with what the weight vector changes is "
-        f"{signed(fmean(own.values()))} on average, highest for {most} ({signed(own[most])})."
-    )
+    first = min(block for line in lines.values() for block in line)
+    own = {shown: lines[shown][page.block(name)] for name, shown in page.names() if page.block(name) in lines[shown]}
+    before = [shown for _, shown in page.names() if shown not in own]
+    told = []
+    if own:
+        most = max(own, key=lambda shown: own[shown])
+        told.append(
+            "at the blocks used, the cosine of the vector with what the weight vector changes is "
+            f"{signed(fmean(own.values()))} on average, highest for {most} ({signed(own[most])})"
+        )
+    if before:
+        told.append(f"the weight vector begins behind the block used for {numbers.listed(before)}, in block {first}")
+    answer = numbers.sentence("; ".join(told))
     caption = "Cosine of the vector with the mean shift of activations under the weight vector at k = 1, by block."
     return Section(
         "Weight vectors",
