@@ -1,6 +1,7 @@
 """The study `mechanism` on a tiny model: its numbers against the tools it uses, its words, what it refuses."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from weightsteer.activations.mechanism.parts import part
 from weightsteer.activations.vector import ActivationVector
 from weightsteer.data.contrast import load_pairs
 from weightsteer.errors import DataError, RecipeError
-from weightsteer.evals import preference
+from weightsteer.evals import ItemScore, preference
 from weightsteer.models.language_model import load_model
 from weightsteer.recipe import load_study
 from weightsteer.report.document import write_document
@@ -195,7 +196,7 @@ def test_what_is_left_out(ran: Any):
         assert whole["mean"] == pytest.approx(change.mean, abs=1e-4)
         assert document.data["frozen"][name]["whole"]["mean"] == pytest.approx(change.mean, abs=1e-4)
     shares = {rule: [point["share"] for point in points] for rule, points in thinned["curves"].items()}
-    assert shares["largest elements"] == shares["random, rescaled (DARE)"] == [0.5, 0.1]
+    assert shares["largest elements"] == shares["random (DARE)"] == [0.5, 0.1]
     assert shares["largest singular directions"] == [2 / 4, 1 / 4], "of both sides' two, one at least"
     assert set(thinned["kinds"]) == {"attention", "mlp"}
     assert sum(point["share"] for point in thinned["kinds"].values()) == pytest.approx(1)
@@ -239,6 +240,15 @@ def _estimates(found: Any) -> Any:
     return json.loads(
         json.dumps(found), object_hook=lambda d: Estimate(**d) if set(d) == {"mean", "low", "high"} else d
     )
+
+
+def test_strengths_that_the_model_does_not_survive(ran: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from weightsteer.studies._mechanism_bench import Bench
+
+    settings, _, _, lm, _ = ran
+    monkeypatch.setattr(preference, "score", lambda lm, items: [ItemScore(i.id, {"log_odds": math.nan}) for i in items])
+    with pytest.raises(DataError, match=r"preference on 6 held-out questions: some log-odds are not finite"):
+        Bench(mechanism.read(settings), tmp_path).effect(lm)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the stages of the study `mechanism` share: the model, the four vectors, the questions, and their folders."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from weightsteer import progress
 from weightsteer.activations.makers import persona_vector
 from weightsteer.activations.trained import VectorTraining, trained_vector
 from weightsteer.activations.vector import ActivationVector
+from weightsteer.errors import DataError
 from weightsteer.evals import preference
 from weightsteer.models.blocks import decoder_blocks
 from weightsteer.models.language_model import compute_dtype, load_model
@@ -111,7 +113,13 @@ class Bench:
 
         The metric `log_odds` of the eval `preference`.
         """
-        return [score.values["log_odds"] for score in preference.score(lm, self.held_out)]
+        found: list[Any] = [score.values["log_odds"] for score in preference.score(lm, self.held_out)]
+        if not all(map(math.isfinite, found)):
+            raise DataError(
+                f"preference on {len(found)} held-out questions: some log-odds are not finite. Expected numbers. Lower "
+                "k or k_weights, or load the model in float32"
+            )
+        return found
 
     @cached_property
     def unsteered(self) -> list[float]:

@@ -43,9 +43,9 @@ def make_document(settings: Settings, found: Measured) -> Document:
         title=f"What steering acts through: {settings.behavior}",
         headline=_taken(found, acting) or sections[0].answer,
         lead="Four vectors steer the same model towards the same behavior: the mean difference of its activations "
-        "between two kinds of answers, two activation vectors that are trained, and a difference of fine-tuned "
-        "weights. Each is made from one part of the questions and measured on the others. Published numbers are of "
-        "other models and other measures: they stand beside ours for orientation.",
+        "between two kinds of answers, activation vectors that are trained on the next token of such answers and on "
+        "preferences between them, and a difference of fine-tuned weights. Each is made from one part of the questions "
+        "and measured on the others. Published numbers are of other models and other measures.",
         sections=sections,
         facts={"behavior": settings.behavior},
         data=asdict(found),
@@ -123,7 +123,7 @@ def _values(settings: Settings, found: Measured) -> Section:
         said.append(_leaning(settings, name, values))
         blocks = [row["block"] for row in values["blocks"]]
         gains = [[gain / max(row["gains"]) for gain in row["gains"]] for row in values["blocks"]]
-        label = "gain, as a share of the block's largest"
+        label = "gain by the block's largest"
         figures.append(
             Figure(
                 f"values-{name}", f"{numbers.sentence(LABELS[name])} How much each head makes of what it reads.",

@@ -39,7 +39,7 @@ def dimensions(settings: Settings, found: Measured) -> Section:
         "How few dimensions",
         "How much of an activation vector can be left out, and do vectors made in different ways need the same?",
         sentences(_best(curves, "dimensions"), _agreeing(settings, sparse), nothing(alone), silent(missing)),
-        (_points_table("Difference in means with dimensions left out", sparse["curves"], RULES, acting),
+        (_points_table("Mean difference with dimensions left out", sparse["curves"], RULES, acting),
          _kept_table(sparse)),
         tuple(figures),
         (

@@ -23,8 +23,8 @@ from weightsteer.weights.vector import WeightVector
 ATTRIBUTION = "attribution"
 # The vector that is thinned by every rule.
 THINNED = "means"
-RULES = {"magnitude": "largest elements", "random": "random, rescaled (DARE)", "rank": "largest singular directions"}
-BLOCKS, KINDS = "whole blocks, largest norm first", "kinds of modules"
+RULES = {"magnitude": "largest elements", "random": "random (DARE)", "rank": "largest singular directions"}
+BLOCKS, KINDS = "largest blocks", "kinds of modules"
 
 
 def sparsify_activations(bench: Bench) -> Any:

@@ -8,9 +8,9 @@ from weightsteer.studies.mechanism import Settings
 
 # Name of a vector -> what it is called.
 LABELS = {
-    "means": "difference in means",
-    "next-token": "trained on the next token",
-    "preference": "trained on preferences",
+    "means": "mean difference",
+    "next-token": "next token",
+    "preference": "preferences",
     "weights": "weights",
 }
 PUBLISHED_MODELS = "Gemma 2 2B and Llama 3.2 3B"
@@ -60,7 +60,7 @@ def strengths_note(settings: Settings, lengths: Mapping[str, float]) -> str:
     """How strongly each vector acts, and why."""
     found = numbers.listed([f"{LABELS[name]} {numbers.number(length)}" for name, length in lengths.items()])
     return (
-        f"Strengths are set by hand, not fitted: all three activation vectors have the length of the difference in "
-        f"means, times {settings.k:g}, at every token; the weight vector is added {settings.k_weights:g} times. "
+        f"Strengths are set by hand, not fitted: all three activation vectors have the length of the mean "
+        f"difference, times {settings.k:g}, at every token; the weight vector is added {settings.k_weights:g} times. "
         f"Effects are compared as shares of each vector's own. Lengths as they were found: {found}."
     )
