@@ -12,7 +12,7 @@ Curve = Sequence[tuple[float, Estimate]]
 
 def draw_curves(curves: Mapping[str, Curve], theme: Theme, kept: str = "share of the vector kept") -> Any:
     """A line for each rule, with 95 % intervals; the whole vector's effect is 1, at the right."""
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
     rules = list(curves)
     figure, axes = new_figure(2.7, method_entries(theme, rules, rules))
@@ -27,6 +27,8 @@ def draw_curves(curves: Mapping[str, Curve], theme: Theme, kept: str = "share of
         axes.plot(shares, [e.mean for _, e in points], marker=look.marker, **{**look.line, "markersize": look.size})
     if min(share for curve in curves.values() for share, _ in curve) < 0.1:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(xlabel=kept, ylabel="effect left")
