@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from weightsteer.report.document import Document, Figure, Section, Table, in_terminal, write_document
-from weightsteer.report.theme import new_figure
+from weightsteer.report.theme import _legend_columns, new_figure
 from weightsteer.stats import Estimate
 
 
@@ -57,3 +57,9 @@ def test_a_row_that_does_not_fit_and_figures_of_one_name_are_mistakes(tmp_path: 
 
 def test_the_terminal_gets_the_answers():
     assert "Where: In block 2: +0.5" in in_terminal(DOCUMENT)
+
+
+def test_a_legend_has_as_many_columns_as_its_entries_leave_room_for():
+    names = ["largest elements", "random, rescaled", "largest singular directions", "whole blocks, largest norm first"]
+    assert _legend_columns(names) == 2  # in three columns, the last entry would stand alone and be cut off
+    assert _legend_columns(["a", "b", "c", "d"]) == 4

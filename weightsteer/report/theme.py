@@ -1,5 +1,6 @@
 """How the figures look: colors, markers, light and dark."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -150,8 +151,9 @@ def new_figure(
 def _legend_columns(labels: Sequence[str]) -> int:
     """As many columns as fit: a column is as wide as its longest label, and is filled before the next."""
     for columns in range(min(5, len(labels)), 1, -1):
-        rows = math.ceil(len(labels) / columns)
-        longest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+        rows, longer = divmod(len(labels), columns)  # matplotlib gives the first columns one entry more
+        starts = [column * rows + min(column, longer) for column in range(columns + 1)]
+        longest = [max(map(len, labels[start:end])) for start, end in itertools.pairwise(starts)]
         # DejaVu Sans: a letter is 0.6 em wide on average; handle and spaces take 4.2 em.
         if sum(0.6 * letters + 4.2 for letters in longest) * _LEGEND_PT / 72 <= WIDTH_IN:
             return columns
