@@ -36,6 +36,10 @@ def fail(changes: Any) -> None:
     raise ZeroDivisionError("a bug on one process")
 
 
+def fail_between(step: int, loss: float) -> None:
+    raise ZeroDivisionError("a bug between two looks")
+
+
 def train_sharded(network: Any, monitor: SteeringMonitor, keep: KeepFinal) -> int:
     """Six steps under fully_shard, the monitor called as the trainer calls it: accelerate shards on GPUs only."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -81,6 +85,8 @@ def main(model: Path, out: Path, sharding: str, what: str, case: str) -> None:
     monitor = SteeringMonitor({"v": vector}, out / "m", every=2, warn=warn)
     if case == "fail" and rank == 0:
         monitor.directions.measure = fail  # pyright: ignore
+    if case == "fail between" and rank == 0:
+        monitor._keep_loss = fail_between  # pyright: ignore
     wrapped, keep = with_lora(network) if what == "lora" else network, KeepFinal(out / "final.pt")
     if sharding == "fsdp":
         steps = train_sharded(wrapped, monitor, keep)

@@ -148,6 +148,12 @@ def test_limits_lie_on_straight_lines_between_the_controls_readings(vector, tmp_
     assert limits.limit("v", 0.0) == pytest.approx(0.0 + 2 * 0.01)
 
 
+def test_a_change_without_a_direction_crosses_nothing(vector):
+    limits = Thresholds(controls(vector, -0.5))
+    assert limits.hold({"v": None}, 1.0) == ({"v": pytest.approx(-0.5 + 3e-4)}, [])
+    assert limits.hold({"v": -0.4}, 1.0)[1] == ["v"]
+
+
 def test_thresholds_that_say_nothing_are_refused(vector, network):
     with pytest.raises(DataError) as error:
         Thresholds(controls(vector, 0.0)[:2], sigma=0, action="halt")
@@ -203,6 +209,28 @@ def test_a_disk_that_goes_away_does_not_end_the_training(network, vector, tmp_pa
     assert not (tmp_path / "m").exists()
 
 
+def test_one_that_failed_between_two_looks_still_comes_to_where_others_wait(network, vector, tmp_path, monkeypatch):
+    """Losses are kept by the main process alone: what fails there is known to no other before they next meet."""
+    met: list[tuple[bool, ...]] = []
+
+    def meet(args: Any, *flags: bool) -> tuple[bool, ...]:
+        met.append(flags)
+        return flags
+
+    def fail(step: int, loss: float) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("weightsteer.monitor.callback._anywhere", meet)
+    monitor = SteeringMonitor({"v": vector}, tmp_path / "m", every=2)
+    monkeypatch.setattr(monitor, "_keep_loss", fail)
+    trainer = new_trainer(with_lora(network), tmp_path / "run", [monitor])
+    trainer.train()
+    assert trainer.state.global_step == 6
+    # the beginning; step 2 before the look and after it; step 4, where all learn of it; none at step 6
+    assert met == [(False,), (False,), (False, False), (True,)]
+    assert read_record(tmp_path / "m").error == "step 2: OSError: no room"
+
+
 def test_a_training_that_bursts_is_measured_as_no_number(network, vector, tmp_path):
     monitor = SteeringMonitor({"v": vector}, tmp_path / "m", every=2)
     new_trainer(with_lora(network), tmp_path / "run", [monitor], learning_rate=1e38, max_grad_norm=0).train()
@@ -230,6 +258,11 @@ def test_a_resumed_training_goes_on_with_its_readings(model_folder, vector, tmp_
     assert [p.step for p in resumed.points] == [1, 2, 3, 4, 5, 6]
     assert resumed.points[:4] == whole.points[:4]
     assert resumed.points[5].cosine("v") == pytest.approx(whole.points[5].cosine("v"), abs=1e-5)
+    file = tmp_path / "m" / "readings.jsonl"
+    file.write_text(file.read_text()[:-30])  # killed while it wrote its last line
+    cut = SteeringMonitor({"v": vector}, tmp_path / "m", every=1)
+    new_trainer(with_lora(load(model_folder)), run, [cut]).train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    assert [p.step for p in read_record(tmp_path / "m").points] == [1, 2, 3, 4, 5, 6]
     other = SteeringMonitor({"v": -vector}, tmp_path / "m")
     with pytest.raises(StageError, match="was measured on v, not on these vectors"):
         new_trainer(with_lora(load(model_folder)), run, [other]).train(resume_from_checkpoint=str(run / "checkpoint-4"))
@@ -270,6 +303,10 @@ def test_what_is_wrong_from_the_start_is_an_error_before_the_first_step(model_fo
     loha = peft.get_peft_model(load(model_folder), peft.LoHaConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(AdapterError, match="q_proj: is trained by Linear"):
         begin({"v": vector}, wrapped=loha)
+    emptied = with_lora(load(model_folder))
+    next(emptied.parameters()).ds_id = 0  # as DeepSpeed marks what it has taken apart
+    with pytest.raises(AdapterError, match="DeepSpeed's stage 3"):
+        begin({"v": vector}, wrapped=emptied)
     with pytest.raises(AdapterError, match="nothing is trained"):
         LiveChange(network.requires_grad_(False))
     with pytest.raises(WeightsteerError, match="every is 0"):

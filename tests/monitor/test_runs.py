@@ -10,6 +10,7 @@ from tiny_models import write_model
 from trainings import load
 
 from weightsteer.errors import AdapterError, CheckpointError, WeightsteerError
+from weightsteer.monitor import measure
 from weightsteer.monitor.measure import Directions
 from weightsteer.monitor.runs import SavedChange, measure_run, saved_states
 from weightsteer.weights.base import Base
@@ -75,6 +76,17 @@ def test_a_whole_change_can_be_asked_for_parameter_by_parameter(model_folder, tr
     assert torch.allclose(change[name], after.get_parameter(name) - before.get_parameter(name), atol=1e-7)
     assert (SavedChange(model_folder, base)[name] == 0).all()
     assert SavedChange(model_folder, base).measured(Directions({"v": vector})).norm == 0
+
+
+def test_a_whole_change_is_the_same_in_few_rows_at_a_time(model_folder, trained_run, vector, monkeypatch):
+    change = SavedChange(trained_run(None) / "checkpoint-6", Base.of(model_folder))
+    directions = Directions({"v": vector})
+    at_once = change.measured(directions)
+    monkeypatch.setattr(measure, "BLOCK_ELEMENTS", 100)  # three rows of 32, then one of 64
+    few = change.measured(directions)
+    assert few.norm > 0.01
+    assert few.norm == pytest.approx(at_once.norm, rel=1e-6)
+    assert few.readings["v"].whole == pytest.approx(at_once.readings["v"].whole, abs=1e-7)
 
 
 def test_a_whole_model_needs_its_base(trained_run, vector):

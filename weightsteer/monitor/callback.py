@@ -58,7 +58,11 @@ class SteeringMonitor(TrainerCallback):
         self.figure_every_s = figure_every_s
         self.record = Record(self.directions.digests)
         self._live: LiveChange | None = None
-        self._attached = self._silent = False
+        self._attached = False
+        self._failed = False
+        """On this process."""
+        self._silent = False
+        """On every process."""
         self._to_log: dict[str, float] = {}
         self._drawn_at = time.monotonic()
 
@@ -76,39 +80,46 @@ class SteeringMonitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Check all that can be checked; the one place where the monitor may end a training with an error."""
-        self._silent, self._to_log = False, {}
+        self._silent, self._failed, self._to_log = False, False, {}
+        problem: WeightsteerError | None = None
+        try:
+            self._begin(args, state, model)
+        except WeightsteerError as error:
+            problem = error
+        if _anywhere(args, problem is not None)[0]:  # folders may differ between machines
+            self._live = None
+            raise problem or StageError("the monitor cannot begin on another process of this training; see its error")
+
+    def _begin(self, args: Any, state: Any, model: Any) -> None:
         if args.report_to and not self._attached:
             raise WeightsteerError(
                 f"the trainer reports to {', '.join(args.report_to)}, which were added before the monitor and would "
                 "not see its numbers. Expected monitor.attach(trainer) in place of callbacks=[monitor]"
             )
-        main = state.is_world_process_zero
         if state.global_step > 0 and self.base is None and self._trains_whole_parameters(model):
             raise WeightsteerError(
                 f"the training goes on from step {state.global_step}, and whole parameters are trained: what they were "
                 "before the first step is not in memory. Pass base= (the model that was fine-tuned)"
             )
-        self._live = LiveChange(model, self.base, keep=main)
+        self._live = LiveChange(model, self.base, keep=state.is_world_process_zero)
         self.directions.check_fit("monitor", self._live.shapes, self._known_base(model), self.any_base)
         if self.warn is not None:
             self.warn.check(self.directions.digests)
         self.directions.prepare()
         self._sharded = is_sharded(model)
-        problem: WeightsteerError | None = None
-        if main:
-            try:
-                self._open(state)
-            except WeightsteerError as error:
-                problem = error
-        if _anywhere(args, problem is not None)[0]:
-            raise problem or StageError(f"{self.out}: the main process cannot write there; see its error")
+        if state.is_world_process_zero:
+            self._open(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = state.global_step % self.every == 0 or state.global_step >= state.max_steps
         if self._silent or self._live is None or not due:
             return
+        # Processes fall silent together: one that failed since the last look would not come to where others wait.
+        (self._silent,) = _anywhere(args, self._failed)
+        if self._silent:
+            return
         crossed = self._guarded(lambda: self._look(state), state)
-        self._silent, crossed = _anywhere(args, self._silent, bool(crossed))
+        self._silent, crossed = _anywhere(args, self._failed, bool(crossed))
         control.should_log = control.should_log or not self._silent
         if crossed and self.warn is not None:
             control.should_training_stop = control.should_training_stop or self.warn.action == "stop"
@@ -116,7 +127,7 @@ class SteeringMonitor(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Put the latest numbers into the trainer's log, and its loss into the readings."""
-        if logs is None or self._silent or not state.is_world_process_zero:
+        if logs is None or self._silent or self._failed or not state.is_world_process_zero:
             return
         logs.update(self._to_log)
         if state.log_history:
@@ -126,16 +137,16 @@ class SteeringMonitor(TrainerCallback):
             self._guarded(lambda: self._keep_loss(state.global_step, float(logs["loss"])), state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self._live is not None and not self._silent:
+        if state.is_world_process_zero and self._live is not None and not (self._silent or self._failed):
             self._guarded(self._draw, state)
         self._live = None  # and with it the copy of θ_0
 
     def _guarded(self, work: Callable[[], Any], state: Any) -> Any:
-        """The result of `work`; None when it failed, after which the monitor is silent."""
+        """The result of `work`; None when it failed, after which the monitor falls silent."""
         try:
             return work()
         except Exception as error:  # whatever it is, it must not cost a training that may have run for days
-            self._silent = True
+            self._failed = True
             self.record.error = f"step {state.global_step}: {type(error).__name__}: {error}"
             logger.exception("The monitor stops here, the training goes on. %s", self.record.error)
             try:
@@ -158,10 +169,8 @@ class SteeringMonitor(TrainerCallback):
             for _ in gathered:  # sharded parameters: the other processes wait for this one at each
                 pass
         share = state.global_step / max(state.max_steps, 1)
-        limits = {label: self.warn.limit(label, share) for label in self.directions.names} if self.warn else {}
-        limits = {label: limit for label, limit in limits.items() if limit is not None}
         cosines = {label: reading.whole.cosine for label, reading in measured.readings.items()}
-        crossed = [label for label, limit in limits.items() if (cosines[label] or 0.0) > limit]
+        limits, crossed = self.warn.hold(cosines, share) if self.warn else ({}, [])
         told = measured.to_json()
         taken = time.perf_counter() - start
         point = Point(state.global_step, share, told["norm"], told["vectors"], limits, crossed, "", round(taken, 6))
@@ -204,7 +213,7 @@ class SteeringMonitor(TrainerCallback):
                 raise StageError(
                     f"{path}: holds the readings of another run. Expected a new folder. Choose one, or delete it"
                 )
-            earlier = read_record(path)
+            earlier = read_record(path, cut=True)
             if dict(earlier.digests) != self.record.digests:
                 raise StageError(
                     f"{path}: was measured on {', '.join(earlier.digests)}, not on these vectors. Expected those that "

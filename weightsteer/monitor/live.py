@@ -131,6 +131,11 @@ def _sources(network: Any) -> list[Source]:
             "the training shards parameters by FSDP of version 1, which flattens them, so that they have no shape. "
             "Expected version 2 (fsdp_version: 2)"
         )
+    if any(hasattr(parameter, "ds_id") for parameter in network.parameters()):
+        raise AdapterError(
+            f"the training shards parameters by DeepSpeed's stage 3, which leaves them empty between steps. Expected "
+            f"stage 2, or FSDP of version 2. {AFTERWARDS}"
+        )
     sources: list[Source] = []
     problems: list[str] = []
     seen: set[int] = set()  # trained parameters that are accounted for

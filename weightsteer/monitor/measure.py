@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,21 +21,37 @@ BLOCK_ELEMENTS_GPU = 1 << 24
 SHOWN_PROBLEMS = 5
 
 
+@runtime_checkable
+class Read(Protocol):
+    """A parameter's values that are read as they are looked at, some rows at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows of the parameter as a matrix, its leading dimensions taken as one; valid until the next are read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Moved:
     """A parameter that changed as a whole: its values now, and before; None for zero."""
 
-    after: Tensor
-    before: Tensor | None = None
+    after: Tensor | Read
+    before: Tensor | Read | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.after.shape)
 
+    @property
+    def device(self) -> torch.device:
+        return self.after.device if isinstance(self.after, Tensor) else torch.device("cpu")
+
     def rows(self, start: int, stop: int, buffer: Float[Tensor, "most columns"]) -> Float[Tensor, "rows columns"]:
         """The change in some rows of the parameter, its leading dimensions taken as one; it lies in the buffer."""
-        change = buffer[: stop - start].copy_(_as_matrix(self.after)[start:stop])
-        return change if self.before is None else change.sub_(_as_matrix(self.before)[start:stop])
+        change = buffer[: stop - start].copy_(_rows(self.after, start, stop))
+        return change if self.before is None else change.sub_(_rows(self.before, start, stop))
 
 
 class Along(NamedTuple):
@@ -217,8 +233,8 @@ def _of_factors(change: LowRank, stack: _Stack | None, dtype: torch.dtype) -> Pr
 
 def _of_whole(change: Moved, stack: _Stack | None) -> Products:
     """Block of rows by block of rows, so that nothing of the parameter's size is in float32."""
-    total, width = _as_matrix(change.after).shape
-    experts, device = math.prod(change.shape[:-2]), change.after.device
+    total, width = math.prod(change.shape[:-1]), math.prod(change.shape[-1:])
+    experts, device = math.prod(change.shape[:-2]), change.device
     step = max(1, (BLOCK_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS_GPU) // max(width, 1))
     buffer = torch.empty(min(step, total), width, device=device)
     dense = stack.dense if stack is not None else {}
@@ -275,6 +291,10 @@ class _Tally:
         cosine = inner / math.sqrt(lengths[0] * lengths[1]) if all(lengths) else math.nan
         projection = inner / math.sqrt(_sum(squares.values()))
         return Along(None if math.isnan(cosine) else max(-1.0, min(1.0, cosine)), _finite(projection))
+
+
+def _rows(values: Tensor | Read, start: int, stop: int) -> Tensor:
+    return _as_matrix(values)[start:stop] if isinstance(values, Tensor) else values.rows(start, stop)
 
 
 def _as_matrix(values: Tensor) -> Tensor:

@@ -93,14 +93,19 @@ def write_record(record: Record, path: Path) -> None:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in record.lines()))
 
 
-def read_record(path: Path | str) -> Record:
-    """The readings in a file, or in the folder of a monitored run; a DataError when they are damaged."""
+def read_record(path: Path | str, cut: bool = False) -> Record:
+    """The readings in a file, or in the folder of a monitored run; a DataError when they are damaged.
+
+    `cut` passes over a last line that was not written to its end, as a run that was killed leaves it.
+    """
     path = Path(path)
     path = path / READINGS if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Expected the {READINGS} of a monitored run") from None
+    if cut:
+        text = text[: text.rfind("\n") + 1]
     record: Record | None = None
     for number, line in enumerate(text.splitlines(), start=1):
         try:

@@ -1,6 +1,7 @@
 """The saved checkpoints or adapters of a training run, measured after the fact; or one finished model."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from weightsteer.models.reference import locate, resolve
 from weightsteer.monitor.measure import Directions, Measurement, Moved, Products
 from weightsteer.monitor.record import Point, Record
 from weightsteer.weights.base import Base
-from weightsteer.weights.checkpoint import TORCH_DTYPES
+from weightsteer.weights.checkpoint import TORCH_DTYPES, TensorInfo
 from weightsteer.weights.difference import Difference
 from weightsteer.weights.lowrank import Change, LowRank
 from weightsteer.weights.vector import WeightVector
@@ -33,6 +34,24 @@ class Saved:
     path: Path
     step: int
     share: float
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A parameter that one stored tensor holds. Read row by row into a buffer that stays in a core's cache, it is not
+    written to memory and fetched again."""
+
+    info: TensorInfo
+    shape: tuple[int, ...]
+    """Of the parameter."""
+    lane: Lane
+    buffer: str
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Some rows of the parameter as a matrix, its leading dimensions taken as one, in the buffer."""
+        dtype, width = TORCH_DTYPES[self.info.dtype], math.prod(self.shape[-1:])
+        begin, end = (self.info.start + row * width * dtype.itemsize for row in (start, stop))
+        return self.lane.read(self.info.file, begin, end, self.buffer).view(dtype).reshape(-1, width)
 
 
 class SavedChange(Mapping[str, Change]):
@@ -53,7 +72,7 @@ class SavedChange(Mapping[str, Change]):
         self.shapes, self.fingerprint = dict(self.difference.shapes), base.fingerprint
 
     def measured(self, directions: Directions) -> Measurement:
-        """The change along the vectors; of whole models a few parameters are read and looked at at once, on threads."""
+        """The change along the vectors; of whole models on threads, a few rows read at a time."""
         if self.adapter:
             factored = {n: c if isinstance(c, LowRank) else Moved(c) for n, c in self.entries.items()}
             return directions.measure(factored.items(), torch.float64)
@@ -63,7 +82,7 @@ class SavedChange(Mapping[str, Change]):
             after, before = (_stored(m, name, lane, b) for (m, _), b in zip(self.difference.models, "ab", strict=True))
             if after is None:  # a bias that only the base has
                 assert before is not None
-                return directions.products(name, Moved(-before))
+                return directions.products(name, Moved(torch.zeros(self.shapes[name]), before))
             return directions.products(name, Moved(after, before))
 
         with open_lanes() as lanes:
@@ -142,16 +161,14 @@ def measure_run(run: Path | str, directions: Directions, base: Base | None = Non
     return record
 
 
-def _stored(model: Base, name: str, lane: Lane, buffer: str) -> Tensor | None:
-    """The values of a parameter, in a buffer of the lane where one stored tensor holds them; None where none does."""
+def _stored(model: Base, name: str, lane: Lane, buffer: str) -> Tensor | StoredRows | None:
+    """The values of a parameter, to be read as they are looked at where one stored tensor holds them; None for none."""
     if name not in model.parameters:  # a bias that the architecture does not have
         return model.checkpoint.tensor(name) if name in model.checkpoint.names else None
     stored = {at.stored for at in model.placements(name)}
     if len(stored) != 1:
         return model.tensor(name)
-    info = model.checkpoint.info(stored.pop())
-    data = lane.read(info.file, info.start, info.stop, buffer)
-    return data.view(TORCH_DTYPES[info.dtype]).reshape(model.parameters[name].shape)
+    return StoredRows(model.checkpoint.info(stored.pop()), tuple(model.parameters[name].shape), lane, buffer)
 
 
 def _is_adapter(path: Path) -> bool:

@@ -62,6 +62,15 @@ class Thresholds:
             return None
         return statistics.fmean(found) + self.sigma * statistics.stdev(found)
 
+    def hold(self, cosines: Mapping[str, float | None], share: float) -> tuple[dict[str, float], list[str]]:
+        """The limits at this share of the steps, and the vectors that the cosines cross them with.
+
+        A change without a direction, whose cosine is None, crosses nothing.
+        """
+        found = {label: self.limit(label, share) for label in cosines}
+        limits = {label: limit for label, limit in found.items() if limit is not None}
+        return limits, [name for name, limit in limits.items() if (at := cosines[name]) is not None and at > limit]
+
 
 def _at(control: Record, label: str, share: float) -> float | None:
     """A control's cosine, on straight lines between its readings; before and after them, that of the nearest."""

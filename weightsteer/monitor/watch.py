@@ -108,9 +108,7 @@ def with_limits(record: Record, thresholds: Thresholds | None) -> Record:
         return record
     points = []
     for point in record.points:
-        limits = {label: thresholds.limit(label, point.share) for label in record.labels}
-        limits = {label: limit for label, limit in limits.items() if limit is not None}
-        crossed = [label for label, limit in limits.items() if (point.cosine(label) or 0.0) > limit]
+        limits, crossed = thresholds.hold({label: point.cosine(label) for label in record.labels}, point.share)
         points.append(dataclasses.replace(point, limits=limits, crossed=crossed))
     return dataclasses.replace(record, points=points)
 
