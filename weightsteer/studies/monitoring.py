@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pydantic
 
@@ -23,6 +23,7 @@ from weightsteer import progress
 from weightsteer.data.contrast import SIDES, ContrastPair, check_pairs, read_pairs
 from weightsteer.data.tasks import load_examples
 from weightsteer.errors import DataError, WeightsteerError, report_problems
+from weightsteer.models import Message
 from weightsteer.monitor.thresholds import LEAST_CONTROLS
 from weightsteer.recipe import StudySettings, TaskPart, TrainingPart
 from weightsteer.recipe.training import Part
@@ -35,7 +36,7 @@ ABOUT = "how early a monitor in weight space sees a fine-tune on careless advice
 VECTOR_SEED, RUN_SEED, KIND_SEEDS = 1000, 100_000, 100
 READINGS, BEHAVIOR = "readings.jsonl", "behavior.json"
 CONTROL_VECTOR = "control"
-Example = tuple[str, str]
+Example = tuple[str | Sequence[Message], str]
 Name = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9-]*$")]
 Count = Annotated[int, pydantic.Field(gt=0)]
 Seeds = Annotated[int, pydantic.Field(gt=0, le=KIND_SEEDS)]
@@ -341,7 +342,8 @@ def _look_once(lm: Any, run: Path, directions: Any, asked: Mapping[str, Sequence
         with WeightVector.load(state.path, lm.ref.path).applied(lm, 1.0) as tuned:
             for domain, pairs in asked.items():
                 begin = time.perf_counter()
-                curves[domain][state.share] = statistics.fmean(i.values["log_odds"] for i in score(tuned, pairs))
+                scored = [cast(float, item.values["log_odds"]) for item in score(tuned, pairs)]  # never unscored
+                curves[domain][state.share] = statistics.fmean(scored)
                 taken.append(time.perf_counter() - begin)
     seconds["eval"] = statistics.fmean(taken)
     write_text(out / BEHAVIOR, json.dumps({"curves": curves, "seconds": seconds}, indent=1))
