@@ -94,7 +94,7 @@ def test_the_sentence_uses_the_calibration(
 
     monkeypatch.setattr(expectation, "load_calibration", lambda: None)
     assert "uncalibrated" in diagnose(questions, model).headline
-    rows = [Row(0.1 * i, float(i), 0.6, 0.375) for i in range(6)]
+    rows = [Row(0.4 * i - 1, 80.0 * i - 200, 0.6, 0.375) for i in range(6)]
     monkeypatch.setattr(expectation, "load_calibration", lambda: fit(rows, "tiny", 0.0))
     document = diagnose(questions, model, out=tmp_path / "out")
     assert document.data["block"] == 0  # the depth of the calibration

@@ -100,11 +100,22 @@ def load_calibration(path: Path = SHIPPED) -> Calibration | None:
 
 
 def sentence(agreement: float, d_prime: float, calibration: Calibration | None) -> str:
-    """What to expect, in words; without a calibration, that it is not known."""
+    """What to expect, in words; without a calibration, or beyond what it saw, that it is not known."""
     measured = f"agreement {agreement:.2f}, d′ {d_prime:.1f}".replace("-", "−")
     if calibration is None:
         return f"{measured}: uncalibrated, so what to expect of steering is not known"
     expected = calibration.expect(agreement, d_prime)
+    seen = [
+        f"{name} {known[0]:.2g} to {known[-1]:.2g}".replace("-", "−")
+        for name, value, known in (
+            ("agreement", agreement, calibration.agreement),
+            ("d′", d_prime, calibration.d_prime),
+        )
+        if not known[0] <= value <= known[-1]
+    ]
+    if seen:  # a fit that stays flat there would sound as sure as one that knows
+        beyond = f"beyond what the calibration saw ({' and '.join(seen)})"
+        return f"{measured}: {beyond}, so what to expect of steering is not known"
     share = f"about {100 * expected.wrong_way:.0f} % of inputs moving the wrong way"
     said = f"{measured}: expect {size(expected.effect)} with {share}"
     if calibration.error >= calibration.error_of_mean:
