@@ -13,13 +13,12 @@ import pytest
 import torch
 from tiny_models import write_model
 
-from weightsteer import pipeline
 from weightsteer.errors import DataError, ModelError, RecipeError, StageError
 from weightsteer.models import language_model
 from weightsteer.models.language_model import load_model
 from weightsteer.pipeline import STAGES, Outcome, load_inputs, run, status
 from weightsteer.recipe import ModelPart, Recipe, load_recipe
-from weightsteer.stage import MANIFEST, file_digest, read_manifest
+from weightsteer.stage import MANIFEST, file_digest, read_manifest, stage_digests
 from weightsteer.weights.vector import WeightVector
 
 
@@ -454,10 +453,3 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     assert not list((tmp_path / "out").rglob(".*.partial"))
     run(load_recipe(recipe), tmp_path / "out")
     assert digests(tmp_path / "out") == whole
-
-
-def test_pipeline_names_its_command(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/weightsteer", "run", "x.yaml"])
-    assert pipeline._command() == "weightsteer run x.yaml"
-    monkeypatch.setattr(sys, "argv", ["/somewhere/pytest"])
-    assert pipeline._command() == "weightsteer.run (from Python)"

@@ -15,6 +15,7 @@ import safetensors
 from weightsteer.errors import StageError
 from weightsteer.stage import (
     MANIFEST,
+    command,
     digest,
     discard,
     file_digest,
@@ -233,3 +234,10 @@ def test_digest_does_not_depend_on_the_order_of_keys_or_on_tuples():
 def test_inputs_are_compared_as_json(tmp_path: Path):
     run_stage(tmp_path / "s", {"path": tmp_path, "k": (1.0, 2)}, write_a)
     assert is_finished(tmp_path / "s", {"path": str(tmp_path), "k": [1, 2.0]})
+
+
+def test_a_run_names_its_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/weightsteer", "run", "x.yaml"])
+    assert command() == "weightsteer run x.yaml"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/pytest"])
+    assert command() == "weightsteer.run (from Python)"
