@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,29 +211,56 @@ def test_a_second_run_repeats_nothing(ran: Any, monkeypatch: pytest.MonkeyPatch)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")} == made
 
 
-def test_where_nothing_can_be_told_no_shares_are_given(ran: Any):
-    from weightsteer.studies import _mechanism_document as words
+def answering_nothing(document: Any, **fields: Any) -> Any:
+    """What a run finds in which no vector does anything, but for `fields`."""
     from weightsteer.studies._mechanism_measured import Measured
 
-    settings, _, document, _, _ = ran
     zero = Estimate(0.1, -0.2, 0.3)
     nothing = {"items": 6, "whole": zero, "cases": {"QK": {"change": zero, "lost": zero, "share": None}}}
     point = {"share": 0.5, "effect": zero, "retained": zero}
     found = Measured(
-        lengths=dict.fromkeys(ACTIVATIONS, 1.0), cosines={}, frozen=dict.fromkeys(NAMES, nothing),
-        parts={**nothing, "squares": {"QK": 1.0}},
+        lengths=dict.fromkeys(ACTIVATIONS, 1.0), cosines={"means and next-token": 0.5},
+        frozen=dict.fromkeys(NAMES, nothing), parts={**nothing, "squares": {"QK": 1.0}},
         values={name: _estimates(found) for name, found in document.data["values"].items()},
         patched=dict.fromkeys(("means", "weights")), circuits=dict.fromkeys(NAMES),
         shared={"names": [], "overlaps": [], "carried": {}},
         sparse={"dimensions": 32, "kept": {}, "shared": [], "whole": None, "curves": {}},
         thinned={"whole": zero, "curves": {"random": [point]}, "kinds": {"mlp": point}, "rank": 4},
     )  # fmt: skip
-    answers = {section.title: section.answer for section in words.make_document(settings, found).sections}
+    return replace(found, **fields)
+
+
+def test_where_nothing_can_be_told_no_shares_are_given(ran: Any):
+    from weightsteer.studies._mechanism_document import make_document
+
+    settings, _, document, _, _ = ran
+    told = make_document(settings, answering_nothing(document))
+    answers = {section.title: section.answer for section in told.sections}
     for title in ("What it acts through", "Which weights", "How little of the weights"):
         assert "cannot be told from zero on these questions" in answers[title]
         assert "%" not in answers[title]
     for title in ("Which heads and MLPs", "Circuits", "How few dimensions"):
         assert "otherwise than without, so there is nothing to explain" in answers[title]
+
+
+def test_overlap_and_what_circuits_carry_of_another_vector(ran: Any):
+    from weightsteer.studies._mechanism_paths import circuits
+
+    settings, _, document, _, _ = ran
+    carried = {"logit": Estimate(0.634, 0.59, 0.67)}
+    overlap = {"one": "means", "other": "weights", "shared": 5, "iou": 0.19, "expected_iou": 0.08, "p_value": 1e-9}
+    shared = {
+        "names": ["means", "weights"],
+        "overlaps": [overlap],
+        "carried": {"means": {"means": carried}, "weights": {"means": carried, "weights": carried}},
+    }
+    section = circuits(settings, answering_nothing(document, shared=shared))
+    assert "circuits of an activation vector and the weight vector share 0.19 of their edges" in section.answer.lower()
+    assert "1 of 1 overlaps exceed chance" in section.answer
+    _, pairs, crossed = section.tables
+    assert pairs.rows == (("mean difference and weights", 0.19, 0.08, "under 0.001", "none"),)
+    share = "63 % [59, 67]"
+    assert crossed.rows == (("mean difference", share, share), ("weights", "none", share))
 
 
 def _estimates(found: Any) -> Any:

@@ -12,7 +12,7 @@ from weightsteer.activations.mechanism.nodes import Node
 from weightsteer.activations.mechanism.patching import Comparison, Forced, compare, forced_examples, patch
 from weightsteer.errors import AdapterError
 from weightsteer.steerability import rank_correlation
-from weightsteer.studies._mechanism_bench import NAMES, Bench
+from weightsteer.studies._mechanism_bench import NAMES, WEIGHTS, Bench
 
 SCORES = "scores.safetensors"
 # Fewer have no interval.
@@ -103,12 +103,21 @@ def compare_circuits(bench: Bench) -> Any:
         ]
         carried = {}
         for name, run in runs.items():
-            by = faithfulness(run, list(found.values()))
-            carried[name] = {of: asdict(one) for of, one in zip(found, by, strict=True)}
+            others = [of for of in found if can_carry(of, name)]
+            by = faithfulness(run, [found[of] for of in others])
+            carried[name] = {of: asdict(one) for of, one in zip(others, by, strict=True)}
         return {"names": list(found), "overlaps": overlaps, "carried": carried}
 
     keys = ("prompts", "steps", "answer_tokens", "circuit_shares", "circuit_share")
     return bench.stage("circuits/shared", keys, work, **bench.of_vectors(*NAMES))
+
+
+def can_carry(circuit_of: str, name: str) -> bool:
+    """Whether edges of one vector's circuit can carry another's effect.
+
+    A weight vector acts at heads and MLPs; no edge of its circuits begins where an activation vector is added.
+    """
+    return circuit_of != WEIGHTS or name == WEIGHTS
 
 
 def reopened(bench: Bench, name: str) -> tuple[Comparison | None, Circuit | None]:

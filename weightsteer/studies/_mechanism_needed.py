@@ -8,7 +8,7 @@ from weightsteer.report import numbers
 from weightsteer.report.document import Cell, Figure, Section, Table
 from weightsteer.report.sparsity_figures import draw_curves, draw_overlap
 from weightsteer.studies._mechanism_measured import Measured
-from weightsteer.studies._mechanism_paths import matrices, overlap_words, silent
+from weightsteer.studies._mechanism_paths import chance_of, matrices, overlap_words, silent
 from weightsteer.studies._mechanism_thinned import ATTRIBUTION, THINNED
 from weightsteer.studies._mechanism_words import LABELS, PUBLISHED_MODELS, SOURCE, nothing, sentences, told
 from weightsteer.studies.mechanism import Settings
@@ -154,7 +154,7 @@ def _kept_table(sparse: Mapping[str, Any]) -> Table:
             overlap["shared"],
             overlap["iou"],
             overlap["expected_iou"],
-            overlap["p_value"],
+            chance_of(overlap),
         )
         for overlap in sparse["shared"]
     ]

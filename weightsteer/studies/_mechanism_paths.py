@@ -8,7 +8,7 @@ from weightsteer.report import numbers
 from weightsteer.report.circuit_figures import draw_faithfulness, draw_nodes
 from weightsteer.report.document import Cell, Figure, Section, Table
 from weightsteer.report.sparsity_figures import draw_overlap
-from weightsteer.studies._mechanism_circuits import LEAST_EXAMPLES, as_node
+from weightsteer.studies._mechanism_circuits import LEAST_EXAMPLES, as_node, can_carry
 from weightsteer.studies._mechanism_measured import Measured
 from weightsteer.studies._mechanism_words import LABELS, PUBLISHED_MODELS, SOURCE, labels, sentences, told
 from weightsteer.studies.mechanism import Settings
@@ -33,6 +33,14 @@ def silent(names: list[str]) -> str:
         f"With {labels(names)} fewer than {LEAST_EXAMPLES} of the answers have a token at which the model chooses "
         "otherwise than without, so there is nothing to explain."
     )
+
+
+def counted(known: Mapping[str, Any]) -> str:
+    """What is measured, and on how many answers, over which intervals are."""
+    if not known:
+        return TOKENS_NOTE
+    answers = [f"{LABELS[name]} {one['examples']}" for name, one in known.items()]
+    return f"{TOKENS_NOTE} Answers with such tokens: {numbers.listed(answers)}."
 
 
 def nodes(settings: Settings, found: Measured) -> Section:
@@ -68,7 +76,7 @@ def nodes(settings: Settings, found: Measured) -> Section:
         tuple(tables),
         tuple(figures),
         (
-            TOKENS_NOTE,
+            counted(known),
             f"Estimates: integrated gradients in {settings.steps} steps. ρ: Spearman's rank correlation over heads and "
             "MLPs, its interval by resampling these.",
         ),
@@ -128,11 +136,12 @@ def circuits(settings: Settings, found: Measured) -> Section:
         tuple(_circuit_tables(settings, found, known)),
         tuple(figures),
         (
-            TOKENS_NOTE,
+            counted(known),
             "A circuit is a share of the edges, those of the largest estimated effect, less what is on no path from "
             "the vector to the output. Alone: all that is not in it takes its values without steering. Every head "
             "and MLP of changed weights is a source of its own, so the weight vector has more edges to choose from.",
-            "Overlap is counted over edges that both vectors can act along.",
+            "Overlap is counted over edges that both vectors can act along. A circuit of the weight vector has no edge "
+            "from the place where an activation vector is added, so it cannot carry that one's effect.",
             PUBLISHED,
         ),
     )
@@ -181,6 +190,11 @@ def overlap_words(one: Mapping[str, Any]) -> str:
     return f"{LABELS[one['one']]} and {LABELS[one['other']]} {one['iou']:.2f}, by chance {one['expected_iou']:.2f}"
 
 
+def chance_of(one: Mapping[str, Any]) -> Cell:
+    """The p-value of an overlap; a very small one is not said in figures that nothing bears out."""
+    return one["p_value"] if one["p_value"] >= 0.001 else "under 0.001"
+
+
 def matrices(names: list[str], overlaps: list[Mapping[str, Any]]) -> tuple[list[list[float]], list[list[float]]]:
     """Intersection over union of every two, and by chance, as symmetric matrices."""
     by = {frozenset((one["one"], one["other"])): one for one in overlaps}
@@ -208,7 +222,7 @@ def _circuit_tables(settings: Settings, found: Measured, known: Mapping[str, Any
     tables = [Table("What circuits carry alone", columns, tuple(rows))]
     pairs: list[tuple[Cell, ...]] = [
         (
-            f"{LABELS[one['one']]} and {LABELS[one['other']]}", one["iou"], one["expected_iou"], one["p_value"],
+            f"{LABELS[one['one']]} and {LABELS[one['other']]}", one["iou"], one["expected_iou"], chance_of(one),
             found.cosines.get(f"{one['one']} and {one['other']}", "none"),
         )
         for one in found.shared["overlaps"]
@@ -217,7 +231,10 @@ def _circuit_tables(settings: Settings, found: Measured, known: Mapping[str, Any
     tables.append(Table("Overlap of circuits", columns, tuple(pairs)))
     names = found.shared["names"]
     carried = found.shared["carried"]
-    crossed = tuple((LABELS[of], *(told(carried[name][of]["logit"]) for name in names)) for of in names)
+    crossed = tuple(
+        (LABELS[of], *(told(carried[name][of]["logit"]) if can_carry(of, name) else "none" for name in names))
+        for of in names
+    )
     tables.append(
         Table("What the circuit of one vector (row) carries of the effect of another (column)",
               ("circuit of", *(LABELS[name] for name in names)), crossed)
