@@ -61,7 +61,8 @@ def test_all_problems_of_a_recipe_are_reported_together(write_recipe: Callable[.
         ("methods[0].rank=eight", "methods[0].rank: Input should be a valid integer, unable to parse string as an "
          "integer, found 'eight'"),
         ("methods[0].micro_batch_size=3", "methods[0]: micro_batch_size 3 does not divide batch_size 8"),
-        ("methods[1].mode=some", "methods[1].mode: Input should be 'all', 'after_user', 'generated' or 'answer', found 'some'"),
+        ("methods[1].mode=some",
+         "methods[1].mode: Input should be 'all', 'after_user', 'generated' or 'answer', found 'some'"),
         ("methods[0].name=weigths", f"methods[0]: no 'weigths' (did you mean 'weights'?). Expected one of {METHODS}"),
         ("evals[1].limit=1", "evals[1].limit: Input should be greater than or equal to 2, found 1"),
         ("evals[1]=null", "evals[1]: found None. Expected a name, or a mapping with a name"),

@@ -124,8 +124,8 @@ def test_the_sentence_comes_from_the_calibration():
         "agreement −0.10, d′ 0.6: uncalibrated, so what to expect of steering is not known"
     )
     assert sentence(0.54, 1.5, found) == (
-        "agreement 0.54, d′ 1.5: beyond what the calibration saw (agreement 0 to 0.5), so what to expect of steering is "
-        "not known"
+        "agreement 0.54, d′ 1.5: beyond what the calibration saw (agreement 0 to 0.5), so what to expect of steering "
+        "is not known"
     )
     assert "(agreement 0 to 0.5 and d′ 0 to 2.5)" in sentence(-0.1, 4, found)
     useless = replace(found, error=0.2, error_of_mean=0.1)

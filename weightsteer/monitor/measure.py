@@ -14,9 +14,9 @@ from weightsteer.errors import AdapterError, report_problems
 from weightsteer.weights.lowrank import LowRank
 from weightsteer.weights.vector import KINDS, WeightVector, block_of, kind_of
 
-# Elements of a whole parameter that are in float32 at one time: 1 MB, which stays in a core's own cache; on a GPU as
-# many as make a kernel worth starting.
-BLOCK_ELEMENTS = 1 << 18
+# Elements of a whole parameter that are looked at at one time: in float32, as stored now and as stored before they are
+# 1.5 MB, which stay in a core's own cache; on a GPU as many as make a kernel worth starting.
+BLOCK_ELEMENTS = 1 << 17
 BLOCK_ELEMENTS_GPU = 1 << 24
 SHOWN_PROBLEMS = 5
 
