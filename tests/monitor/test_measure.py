@@ -70,6 +70,14 @@ def test_a_contrast_of_nearly_equal_products_keeps_its_digits(network):
     assert found.readings["contrast"].whole.cosine == pytest.approx(-1, abs=1e-4)
 
 
+def test_many_numbers_that_are_alike_are_added_up_rightly():
+    """A million tenths, added one by one in float32, would be off by more than what is promised."""
+    name, tenths = "model.layers.0.mlp.up_proj.weight", torch.full((1024, 1024), 0.1)
+    found = Directions({"v": WeightVector({name: tenths})}).measure([(name, Moved(tenths))])
+    assert found.norm == pytest.approx(102.4, rel=2e-6)
+    assert found.readings["v"].whole == pytest.approx((1.0, 102.4), rel=1e-5)
+
+
 def test_experts_are_measured_one_by_one():
     generator = torch.Generator().manual_seed(0)
 

@@ -14,9 +14,10 @@ from weightsteer.errors import AdapterError, report_problems
 from weightsteer.weights.lowrank import LowRank
 from weightsteer.weights.vector import KINDS, WeightVector, block_of, kind_of
 
-# Elements of a whole parameter that are looked at at one time: in float32, as stored now and as stored before they are
-# 1.5 MB, which stay in a core's own cache; on a GPU as many as make a kernel worth starting.
-BLOCK_ELEMENTS = 1 << 17
+# Elements of a whole parameter that are in float32 at one time. Smaller blocks would stay in a core's own cache, but the
+# threads that share the work would hand the interpreter over so often that two are slower than one. On a GPU as many as
+# make a kernel worth starting.
+BLOCK_ELEMENTS = 1 << 20
 BLOCK_ELEMENTS_GPU = 1 << 24
 SHOWN_PROBLEMS = 5
 
@@ -48,10 +49,12 @@ class Moved:
     def device(self) -> torch.device:
         return self.after.device if isinstance(self.after, Tensor) else torch.device("cpu")
 
-    def rows(self, start: int, stop: int, buffer: Float[Tensor, "most columns"]) -> Float[Tensor, "rows columns"]:
-        """The change in some rows of the parameter, its leading dimensions taken as one; it lies in the buffer."""
-        change = buffer[: stop - start].copy_(_rows(self.after, start, stop))
-        return change if self.before is None else change.sub_(_rows(self.before, start, stop))
+    def rows(self, start: int, stop: int, buffers: Float[Tensor, "2 most columns"]) -> Float[Tensor, "rows columns"]:
+        """The change in some rows of the parameter, its leading dimensions taken as one; it lies in the buffers."""
+        after, before = buffers[:, : stop - start]
+        after.copy_(_rows(self.after, start, stop))
+        # copied too: subtracting another dtype would take new memory from the system for every block, on every thread
+        return after if self.before is None else after.sub_(before.copy_(_rows(self.before, start, stop)))
 
 
 class Along(NamedTuple):
@@ -236,25 +239,24 @@ def _of_whole(change: Moved, stack: _Stack | None) -> Products:
     total, width = math.prod(change.shape[:-1]), math.prod(change.shape[-1:])
     experts, device = math.prod(change.shape[:-2]), change.device
     step = max(1, (BLOCK_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS_GPU) // max(width, 1))
-    buffer = torch.empty(min(step, total), width, device=device)
+    buffers = torch.empty(2, min(step, total), width, device=device)
     dense = stack.dense if stack is not None else {}
-    # the square, then a product with each dense vector, then one with each column of the factors
-    sums = torch.zeros(1 + len(dense), dtype=torch.float64, device=device)
+    square, inner = 0.0, dict.fromkeys(dense, 0.0)
     columns = torch.zeros(sum(stack.ranks) if stack is not None else 0, dtype=torch.float64, device=device)
     for expert in range(experts):
         last = (expert + 1) * (total // experts)
         for start in range(expert * (total // experts), last, step):
             stop = min(start + step, last)
-            moved = change.rows(start, stop, buffer)
-            sums[0] += torch.dot(moved.flatten(), moved.flatten())
-            for at, values in enumerate(dense.values(), start=1):
-                sums[at] += torch.dot(moved.flatten(), _as_matrix(values)[start:stop].to(moved).flatten())
+            moved = change.rows(start, stop, buffers)
+            # row by row in float32, the rows in float64: over a million alike the sum would be off by one part in 15,000
+            square += torch.linalg.vector_norm(moved, dim=-1).double().square().sum().item()
+            for label, values in dense.items():
+                along = torch.linalg.vecdot(moved, _as_matrix(values)[start:stop].to(moved))
+                inner[label] += along.sum(dtype=torch.float64).item()
             if stack is not None and stack.up is not None and stack.down_t is not None:
                 down_t = (stack.down_t[expert] if stack.down_t.ndim == 3 else stack.down_t).to(moved)
                 columns += ((moved @ down_t) * _as_matrix(stack.up)[start:stop].to(moved)).sum(0, dtype=torch.float64)
-    square, *inner = sums.tolist()
-    factored = stack.split(columns) if stack is not None and stack.ranks else {}
-    return Products(square, {**dict(zip(dense, inner, strict=True)), **factored})
+    return Products(square, {**inner, **(stack.split(columns) if stack is not None and stack.ranks else {})})
 
 
 class _Tally:
