@@ -14,9 +14,9 @@ from weightsteer.errors import AdapterError, report_problems
 from weightsteer.weights.lowrank import LowRank
 from weightsteer.weights.vector import KINDS, WeightVector, block_of, kind_of
 
-# Elements of a whole parameter that are in float32 at one time. Smaller blocks would stay in a core's own cache, but the
-# threads that share the work would hand the interpreter over so often that two are slower than one. On a GPU as many as
-# make a kernel worth starting.
+# Elements of a whole parameter that are in float32 at one time. Smaller blocks would stay in a core's own cache, but
+# the threads that share the work would hand the interpreter over so often that two are slower than one. On a GPU as
+# many as make a kernel worth starting.
 BLOCK_ELEMENTS = 1 << 20
 BLOCK_ELEMENTS_GPU = 1 << 24
 SHOWN_PROBLEMS = 5
@@ -248,7 +248,7 @@ def _of_whole(change: Moved, stack: _Stack | None) -> Products:
         for start in range(expert * (total // experts), last, step):
             stop = min(start + step, last)
             moved = change.rows(start, stop, buffers)
-            # row by row in float32, the rows in float64: over a million alike the sum would be off by one part in 15,000
+            # rows in float32, their sum in float64: a million that are alike would be off by one part in 15,000
             square += torch.linalg.vector_norm(moved, dim=-1).double().square().sum().item()
             for label, values in dense.items():
                 along = torch.linalg.vecdot(moved, _as_matrix(values)[start:stop].to(moved))
