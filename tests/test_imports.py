@@ -20,7 +20,7 @@ ORDER = (
     ("points", "evaluation"),
     ("calibration", "sweep"),
     ("equal_kl",),
-    ("release", "summary", "report", "show", "hub"),
+    ("release", "summary", "report", "show", "hub", "task"),
     ("monitor", "diagnosis"),
     ("studies",),
     ("pipeline",),

@@ -21,9 +21,7 @@ from weightsteer.recipe import Recipe, find_plugin, load_behavior
 from weightsteer.stage import (
     MANIFEST,
     command,
-    digest,
     discard,
-    is_finished,
     locked,
     read_manifest,
     run_stage,
@@ -32,6 +30,7 @@ from weightsteer.stage import (
     write_text,
     writing,
 )
+from weightsteer.task import Tuned, tune
 
 STAGES = ("pairs", "task", "fit", "sweep", "equal-kl", "choose", "merge", "verify", "report")
 
@@ -138,17 +137,6 @@ def _read_items(settings: Any, given: Given) -> Any:
     return find_plugin("evals", settings.name).read_items(with_items(settings), given)
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """The model that is steered: the base, or what a task fine-tune made of it."""
-
-    ref: Any
-    lm: Any
-    task: Any = None
-    """The change that the fine-tune made, as a weight vector."""
-    examples: tuple[tuple[str, str], ...] = ()
-
-
 class _Run:
     """One run: what later stages need of earlier ones, made when first needed."""
 
@@ -217,7 +205,9 @@ class _Run:
             self._timed("pairs", self._pairs)
         if not self._wants("task"):
             return Outcome(self.out, None, None)
-        tuned = self._timed("task", self._task) if self.recipe.task else Tuned(self.ref, self.lm)
+        tuned = Tuned(self.ref, self.lm)
+        if self.recipe.task is not None:
+            tuned = self._timed("task", lambda: tune(self.recipe, self.ref, self.out))
         if not self._wants("fit"):
             return Outcome(self.out, None, None)
         self._timed("fit", lambda: self._fit(tuned))
@@ -293,38 +283,6 @@ class _Run:
             if hasattr(plugin, "check"):
                 plugin.check(settings, recipe, self.pairs)
         self._pairs()
-
-    def _task(self) -> Tuned:
-        """The task-tuned model: trained here, or given."""
-        from weightsteer.merging.merge import merge
-        from weightsteer.models.language_model import load_model
-        from weightsteer.models.reference import resolve
-        from weightsteer.weights.finetune import load_for_training, resolved, train_adapter, training_inputs
-        from weightsteer.weights.vector import WeightVector
-
-        part, model = self.recipe.task, self.recipe.model
-        assert part is not None
-        if part.model is not None:
-            given = model.model_copy(update={"source": part.model, "revision": None})
-            return Tuned(resolve(given), load_model(given))
-        train, validation = load_examples(part, self.recipe.seed)
-        settings = resolved(part.training)
-        inputs = {
-            "model": self.ref.fingerprint,
-            "system": model.system,
-            "rows": digest([train, validation]),
-            "seed": self.recipe.seed,
-            "settings": training_inputs(settings),
-        }
-        adapter, tuned = self.out / "task" / "adapter", self.out / "task" / "model"
-        if not is_finished(adapter, inputs):
-            lm, rate = load_for_training(model, settings), settings.learning_rates[0]
-            arguments = (lm, train, validation, settings, rate, self.recipe.seed)
-            run_stage(adapter, inputs, lambda path: train_adapter(*arguments, path, label="training task"))
-        vector = WeightVector.load(adapter, base=self.ref.path)
-        merge(self.ref, [(vector, 1.0)], tuned)
-        given = model.model_copy(update={"source": str(tuned), "revision": None})
-        return Tuned(resolve(given), load_model(given), vector, tuple(train))
 
     def _fit(self, tuned: Tuned) -> None:
         """The vector of every method at each of its training seeds."""
