@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from weightsteer.hub.push import push
     from weightsteer.merging.verify import verify
     from weightsteer.models.language_model import LanguageModel, load_model
+    from weightsteer.monitor.callback import SteeringMonitor
+    from weightsteer.monitor.thresholds import Thresholds
     from weightsteer.pipeline import run
     from weightsteer.recipe import Recipe, load_recipe, load_study
     from weightsteer.release import merge
@@ -29,6 +31,8 @@ _HOMES = {
     "EvalResult": "weightsteer.evaluation",
     "LanguageModel": "weightsteer.models.language_model",
     "Recipe": "weightsteer.recipe",
+    "SteeringMonitor": "weightsteer.monitor.callback",
+    "Thresholds": "weightsteer.monitor.thresholds",
     "WeightVector": "weightsteer.weights.vector",
     "combine": "weightsteer.weights.combine",
     "diagnose": "weightsteer.diagnosis",
@@ -50,6 +54,8 @@ __all__ = [
     "EvalResult",
     "LanguageModel",
     "Recipe",
+    "SteeringMonitor",
+    "Thresholds",
     "WeightVector",
     "__version__",
     "combine",
