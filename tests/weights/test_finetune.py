@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_language_model, write_model
+from trl import SFTTrainer
 
 from weightsteer.data.contrast import ContrastDataset, ContrastPair, encode_example, load_pairs
 from weightsteer.errors import DataError, StageError
@@ -76,6 +77,21 @@ def test_the_loss_is_on_the_answer_and_its_end_alone(tmp_path: Path):
         [1, pytest.approx(answer_loss(lm, pairs.part("train").side("negative")), rel=1e-4)]
     ]
     assert (history["steps"], history["epochs"], history["learning_rate"]) == (1, 1.0, 1e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_training_is_that_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str):
+    """Step for step, over rows of unlike length, small forward passes and logits that are capped."""
+    capped = {"final_logit_softcapping": 5.0} if family == "gemma3_text" else {}
+    rows = [(("Why? " * (i + 1)), "Since " * (9 - i)) for i in range(8)]
+    pairs = ContrastDataset("uneven", tuple(ContrastPair(id=str(i), split=part, prompt=p, positive=a, negative=a[::-1])
+        for part in ("train", "validation") for i, (p, a) in enumerate(rows)))  # fmt: skip
+    settings = {"batch_size": 4, "micro_batch_size": 2, "epochs": 2, "validate_every": 2, "patience": 9}
+    ours = train(tiny_language_model(family, **capped), tmp_path / "ours", "positive", pairs, **settings)
+    monkeypatch.setattr(module, "sft_trainer", SFTTrainer)
+    theirs = train(tiny_language_model(family, **capped), tmp_path / "theirs", "positive", pairs, **settings)
+    for losses in ("train_loss", "validation_loss"):
+        assert [x for _, x in ours[losses]] == pytest.approx([x for _, x in theirs[losses]], rel=1e-3)
 
 
 def test_training_learns_its_side_and_leaves_the_model_as_it_was(tmp_path: Path):

@@ -28,6 +28,7 @@ from weightsteer.models.language_model import (
 from weightsteer.models.reference import ModelRef, resolve
 from weightsteer.recipe import ModelPart, Recipe, TrainingPart
 from weightsteer.stage import digest, is_finished, run_stage, versions, write_text
+from weightsteer.weights.answer_loss import sft_trainer
 from weightsteer.weights.vector import WeightVector, diagnostics
 
 # A prompt (a user message or a conversation) and the answer to be trained on.
@@ -221,7 +222,7 @@ def train_network(
     `at` maps shares of the steps to what is to be done there; with it the training neither stops early nor goes back.
     """
     from transformers import EarlyStoppingCallback, PrinterCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     train, validation = _encoded(lm, train), _encoded(lm, () if at else validation)
     micro = settings.micro_batch_size or settings.batch_size
@@ -262,7 +263,7 @@ def train_network(
         callbacks: list[Any] = [_progress_callback(advance), *([_snapshot_callback(at)] if at else [])]
         if validation:
             callbacks.append(EarlyStoppingCallback(settings.patience))
-        trainer = SFTTrainer(
+        trainer = sft_trainer(
             model=network,
             args=arguments,
             train_dataset=_as_dataset(train),
