@@ -37,7 +37,7 @@ def slowed(function, seconds):
         return function(*arguments)
     return call
 
-module.Lane.write = slowed(module.Lane.write, 0.0005)
+module.ShardFile.write = slowed(module.ShardFile.write, 0.0005)
 module.os.fsync = slowed(os.fsync, 0.002)
 vector = WeightVector.load(sys.argv[2])
 print("ready", flush=True)

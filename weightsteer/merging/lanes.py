@@ -1,4 +1,4 @@
-"""Work on a few threads whose results arrive in order: reading, computing and writing overlap in bounded memory."""
+"""Work on a few threads whose results arrive in order: reading and computing overlap in bounded memory."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from torch import Tensor
 from weightsteer.errors import CheckpointError
 
 CPU = torch.device("cpu")
-OPEN_FILES = 2  # the shard that is read, and the one that is written or compared with it
+OPEN_FILES = 2  # the shard that is read, and the one that is compared with it
 MAX_WORKERS = 8  # beyond this the one thread that hashes is what the others wait for
 
 Item = TypeVar("Item")
@@ -32,7 +32,6 @@ class Lane:
     device: torch.device = CPU
     read_s: float = 0.0
     compute_s: float = 0.0
-    write_s: float = 0.0
     _buffers: dict[Hashable, Tensor] = field(default_factory=dict)
     _files: dict[Path, FileIO] = field(default_factory=dict)
 
@@ -41,7 +40,7 @@ class Lane:
         begin = perf_counter()
         data = self.buffer(buffer, stop - start, torch.uint8, CPU)
         view, done = data.numpy().data, 0
-        handle = self._open(file, "rb", start)
+        handle = self._open(file, start)
         while done < len(view):
             count = handle.readinto(view[done:])
             if not count:
@@ -50,15 +49,6 @@ class Lane:
         self.read_s += perf_counter() - begin
         return data
 
-    def write(self, file: Path, start: int, data: UInt8[Tensor, " n"]) -> None:
-        """Put `data` at byte `start` of a file that is there already."""
-        begin = perf_counter()
-        view, done = data.numpy().data, 0
-        handle = self._open(file, "r+b", start)
-        while done < len(view):
-            done += handle.write(view[done:])
-        self.write_s += perf_counter() - begin
-
     def buffer(self, name: Hashable, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Room for `elements`, its content left over from the last use."""
         held = self._buffers.get(name)
@@ -66,11 +56,11 @@ class Lane:
             self._buffers[name] = held = torch.empty(elements, dtype=dtype, device=device)
         return held[:elements]
 
-    def _open(self, file: Path, mode: str, at: int) -> FileIO:
+    def _open(self, file: Path, at: int) -> FileIO:
         if file not in self._files:
             if len(self._files) == OPEN_FILES:
                 self.close()
-            self._files[file] = FileIO(file, mode)
+            self._files[file] = FileIO(file)
         self._files[file].seek(at)
         return self._files[file]
 
@@ -83,7 +73,7 @@ class Lane:
 
 @contextlib.contextmanager
 def open_lanes(device: torch.device = CPU) -> Iterator[list[Lane]]:
-    """Two lanes for each thread that works: one under work, one on its way to the disk."""
+    """Two lanes for each thread that works: one under work, one whose result waits for its turn."""
     lanes = [Lane(device) for _ in range(2 * _workers())]
     threads = torch.get_num_threads()
     try:

@@ -15,17 +15,16 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from weightsteer import progress
 from weightsteer.errors import AdapterError, CheckpointError, report_problems
-from weightsteer.merging.arithmetic import Applied, Chunk, compute
+from weightsteer.merging.arithmetic import Applied, compute
 from weightsteer.merging.journal import JOURNAL, Journal
-from weightsteer.merging.lanes import CPU, Lane, in_order, open_lanes
+from weightsteer.merging.lanes import CPU, in_order, open_lanes
 from weightsteer.merging.plan import Addition, Plan, make_plan
 from weightsteer.merging.provenance import STEERING, Provenance
 from weightsteer.merging.scale import Scale
+from weightsteer.merging.shard_file import ShardFile, open_disk
 from weightsteer.merging.side_files import merged_config, side_files
 from weightsteer.models.reference import ModelRef
 from weightsteer.models.safetensors_file import INDEX
@@ -54,7 +53,7 @@ class MergeResult:
     """Tensors that a change fell on."""
     size_bytes: int
     seconds: Mapping[str, float]
-    """read, compute and write, summed over threads, which overlap; hash; sync, the wait at the end; total."""
+    """read and compute, summed over threads, which overlap; hash; disk, the time spent waiting for it; total."""
 
 
 def merge(
@@ -222,58 +221,34 @@ def _check_room(plan: Plan, folder: Path, journal: Journal) -> None:
 
 def _write_shards(plan: Plan, folder: Path, journal: Journal) -> dict[str, float]:
     """Write the shards that are not finished yet, and say where the time went."""
-    device, hash_s = _device(plan), 0.0
+    hash_s = 0.0
     with (
-        open_lanes(device) as lanes,
-        ThreadPoolExecutor(1) as disk,
+        open_lanes(_device(plan)) as lanes,
+        open_disk() as disk,
         progress.task("Merging, MiB", plan.data_bytes >> 20) as advance,
     ):
-        sealed, done = [], 0
-        for shard in plan.shards:
+        done = 0
+        for shard, targets in plan.shards.items():
             if shard in journal.finished:
                 continue
-            header, path, applied = plan.header(shard), folder / shard, Applied()
-            path.write_bytes(header)
-            written = sha256(header)
-            for _, (data, part) in in_order(partial(_write_chunk, path), _placed(plan, shard, len(header)), lanes):
-                begin = perf_counter()
-                written.update(data.numpy())
-                hash_s += perf_counter() - begin
+            file, applied = ShardFile(folder / shard, disk), Applied()
+            file.write(plan.header(shard))
+            chunks = (chunk for target in targets for chunk in plan.chunks(target))
+            for _, (data, part) in in_order(compute, chunks, lanes):
+                file.write(data.numpy())
                 applied += part
                 advance((done + len(data) >> 20) - (done >> 20))
                 done += len(data)
-            # A shard reaches the disk while the next one is computed.
-            sealed.append(disk.submit(_seal, journal, path, applied, written.hexdigest()))
+            file.seal(partial(journal.add, shard, applied))
+            hash_s += file.hash_s
         begin = perf_counter()
-        for future in sealed:
-            future.result()
+        disk.finish()
     return {
         "read": sum(lane.read_s for lane in lanes),
         "compute": sum(lane.compute_s for lane in lanes),
-        "write": sum(lane.write_s for lane in lanes),
         "hash": hash_s,
-        "sync": perf_counter() - begin,
+        "disk": disk.waited_s + perf_counter() - begin,
     }
-
-
-def _seal(journal: Journal, path: Path, applied: Applied, digest: str) -> None:
-    _sync(path)
-    journal.add(path.name, applied, digest)
-
-
-def _placed(plan: Plan, shard: str, at: int) -> Iterator[tuple[Chunk, int]]:
-    """Every chunk of a shard with the byte of the file, from `at` on, where it goes."""
-    for target in plan.shards[shard]:
-        for chunk in plan.chunks(target):
-            yield chunk, at
-            at += chunk.size_bytes
-
-
-def _write_chunk(path: Path, work: tuple[Chunk, int], lane: Lane) -> tuple[UInt8[Tensor, " n"], Applied]:
-    chunk, at = work
-    data, applied = compute(chunk, lane)
-    lane.write(path, at, data)
-    return data, applied
 
 
 def _device(plan: Plan) -> torch.device:
