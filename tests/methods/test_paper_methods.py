@@ -189,6 +189,16 @@ def test_biases_shift_the_output_of_each_mlp(run: Run):
         assert_equal(logits(steered), logits(dataclasses.replace(run.lm, network=network)))
 
 
+def test_biases_that_are_to_be_merged_and_cannot_be_are_not_trained(
+    run: Run, write: Callable[..., Path], tmp_path: Path
+):
+    recipe = load_recipe(write(choose={"eval": "preference", "goal": "increase", "method": "bias-only"}))
+    fit = dataclasses.replace(run.start, recipe=recipe, out=tmp_path)
+    with pytest.raises(RecipeError, match=r"choose.method bias-only: .*mlp.down_proj has no bias in this architecture"):
+        find_plugin("methods", "bias-only").fit(recipe.method("bias-only"), fit)
+    assert not list(tmp_path.iterdir())
+
+
 def test_biases_cannot_be_merged_into_an_architecture_without_them(run: Run, tmp_path: Path):
     from weightsteer.merging.merge import merge
 

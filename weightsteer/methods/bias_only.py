@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from weightsteer.errors import RecipeError
 from weightsteer.methods import Fit, weights
 from weightsteer.methods.weights import check, own_pairs
 from weightsteer.recipe.training import Rate
@@ -28,9 +29,18 @@ class Settings(weights.Settings):
 
 def fit(settings: Settings, fit: Fit) -> Any:
     """The weight vector, of biases alone."""
-    from weightsteer.weights.bias import quiet_peft, with_biases
+    from weightsteer.weights.bias import mlp_outputs, quiet_peft, with_biases
     from weightsteer.weights.finetune import fit_contrast
 
+    chosen = fit.recipe.choose
+    if chosen is not None and chosen.method == settings.label:
+        names = {name for name, _ in fit.lm.network.named_parameters()}
+        bare = [name for name in mlp_outputs(fit.lm.network) if f"{name}.bias" not in names]
+        if bare:
+            raise RecipeError(
+                f"choose.method {settings.label}: its strength is to be merged, but {bare[0]} has no bias in this "
+                "architecture, so no checkpoint of it can hold one. Choose another method, or leave choose out"
+            )
     pairs = own_pairs(settings, fit.recipe, fit.pairs)
     with quiet_peft():
         return fit_contrast(settings, fit.recipe, pairs, fit.folder(settings), fit.seed, with_biases)
