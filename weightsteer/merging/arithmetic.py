@@ -18,7 +18,7 @@ from weightsteer.weights.lowrank import Change, LowRank
 from weightsteer.weights.placement import Placement
 
 # Read, computed, written and hashed at once: large enough that Python costs little, small enough to stay in caches.
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 4 << 20
 # Elements in arithmetic at once on a processor: three float32 matrices of this size fit the level-2 cache.
 BLOCK_ELEMENTS = 96 << 10
 # Of a change in factors, what rounding left is measured on one block in so many: the factors spread it over all rows.
