@@ -205,6 +205,7 @@ class _Run:
             self._timed("pairs", self._pairs)
         if not self._wants("task"):
             return Outcome(self.out, None, None)
+        self._check_release()
         tuned = Tuned(self.ref, self.lm)
         if self.recipe.task is not None:
             tuned = self._timed("task", lambda: tune(self.recipe, self.ref, self.out))
@@ -234,6 +235,19 @@ class _Run:
             return Outcome(self.out, None, self._checkpoint(released))
         report = self._report(tuned, results, choice, released, compared, time.monotonic() - start)
         return Outcome(self.out, report, self._checkpoint(released))
+
+    def _check_release(self) -> None:
+        """A RecipeError, before anything is trained, where what is to be merged fits in no checkpoint of the model."""
+        recipe = self.recipe
+        asked = recipe.choose.method if recipe.choose else "weights" if recipe.merge_k is not None else None
+        labels = [asked] if asked is not None else []
+        for label in labels:  # which grows: what is merged may be made of other methods
+            settings = recipe.method(label)
+            made_of = getattr(settings, "of", ())
+            labels += [made_of] if isinstance(made_of, str) else made_of
+            plugin = find_plugin("methods", settings.name)
+            if hasattr(plugin, "check_release"):
+                plugin.check_release(settings, self.lm.network)
 
     def _wants(self, stage: str) -> bool:
         return STAGES.index(stage) <= self.until

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import threading
 from hashlib import sha256
 from pathlib import Path
 
@@ -89,6 +90,23 @@ def test_where_the_page_cache_cannot_be_passed_by_it_is_used(
     monkeypatch.undo()
     assert (tmp_path / "a").read_bytes() == b"".join(pieces)
     assert refused
+
+
+def test_two_threads_find_out_at_once_that_the_page_cache_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pwrite, both = os.pwrite, threading.Barrier(2, timeout=10)
+
+    def writing(descriptor, data, at):
+        if at < 2 * BUFFER and at not in seen:
+            seen.add(at)
+            both.wait()
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return pwrite(descriptor, data, at)
+
+    seen: set[int] = set()
+    monkeypatch.setattr(os, "pwrite", writing)
+    pieces = pieces_of(5 * BUFFER)
+    assert write(tmp_path / "a", pieces) == sha256(b"".join(pieces)).hexdigest()
+    assert seen == {0, BUFFER}
 
 
 def test_short_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

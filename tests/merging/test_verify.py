@@ -278,6 +278,20 @@ def test_a_disk_that_cannot_be_read_is_no_verdict(merged, monkeypatch):
     assert result.problems == ("shard: cannot be read (Input/output error)",)
 
 
+def test_what_is_measured_on_other_elements_is_no_failure(tmp_path, monkeypatch):
+    """As another version or a GPU does; what is far from it is one still."""
+    monkeypatch.setattr(arithmetic, "CHUNK_BYTES", 1 << 18)
+    tensors = {UP: torch.randn(600, 800, generator=torch.Generator().manual_seed(0)).bfloat16()}
+    base = write_checkpoint(tmp_path / "base", tensors)
+    merge(base, [(random_vector(tensors, rank=64, size=0.1), 0.5)], tmp_path / "out")
+    monkeypatch.setattr(arithmetic, "SAMPLE", 1)
+    assert verify(tmp_path / "out").outcome == "ok"
+    said = json.loads((tmp_path / "out" / "weightsteer.json").read_text())
+    said["applied"]["moved"] *= 0.9
+    (tmp_path / "out" / "weightsteer.json").write_text(json.dumps(said))
+    assert verify(tmp_path / "out").outcome == "failed"
+
+
 @pytest.mark.gpu
 def test_what_a_gpu_merged_a_processor_confirms(tmp_path, base, monkeypatch):
     monkeypatch.setattr(merge_module, "CUDA_WORTHWHILE", 0)

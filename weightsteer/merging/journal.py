@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 
 from weightsteer.merging.arithmetic import Applied
 
@@ -15,6 +16,7 @@ class Journal:
 
     def __init__(self, folder: Path, job: str) -> None:
         self.path = folder / JOURNAL
+        self._one_at_a_time = Lock()
         self.finished: dict[str, tuple[str, Applied]] = {}
         """sha256 and what rounding left, by shard."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -24,8 +26,8 @@ class Journal:
         self.path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
 
     def add(self, shard: str, applied: Applied, sha256: str) -> None:
-        """Note that `shard` is on the disk."""
-        with self.path.open("a", encoding="utf-8") as file:
+        """Note that `shard` is on the disk. From any thread."""
+        with self._one_at_a_time, self.path.open("a", encoding="utf-8") as file:
             file.write(_record(shard, sha256, applied) + "\n")
             file.flush()
             os.fsync(file.fileno())

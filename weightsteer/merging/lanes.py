@@ -19,7 +19,7 @@ from weightsteer.errors import CheckpointError
 
 CPU = torch.device("cpu")
 OPEN_FILES = 2  # the shard that is read, and the one that is compared with it
-AHEAD_BYTES = 16 << 20  # of a file that the disk is asked for beforehand
+AHEAD_BYTES = 16 << 20  # of a file, which the disk fetches while what comes before them is worked on
 MAX_WORKERS = 8  # beyond this the one thread that hashes is what the others wait for
 
 Item = TypeVar("Item")
@@ -42,7 +42,7 @@ class Lane:
         data = self.buffer(buffer, stop - start, torch.uint8, CPU)
         view, done = data.numpy().data, 0
         handle = self._open(file, start)
-        if hasattr(os, "posix_fadvise"):  # Linux and the BSDs: fetch what is next while this is worked on
+        with contextlib.suppress(AttributeError, OSError):  # a hint, which not every system takes
             os.posix_fadvise(handle.fileno(), stop, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
         while done < len(view):
             count = handle.readinto(view[done:])

@@ -1,6 +1,6 @@
 """Files written from front to back: digested on the way, and past the page cache where the disk allows it.
 
-A checkpoint passes through memory once. In the page cache it would cost as much processor time as the arithmetic, and
+What is written is not read again soon. In the page cache it would cost as much processor time as the arithmetic, and
 would push out what other programs keep there.
 """
 
@@ -154,20 +154,16 @@ def _create(path: Path) -> int:
 
 
 def _write(descriptor: int, data: Buffer, at: int) -> None:
-    view, done = data.data, 0
+    view, done, direct = data.data, 0, True
     while done < len(view):
         try:
             done += os.pwrite(descriptor, view[done:], at + done)
         except OSError as error:
-            if error.errno != errno.EINVAL or not _through_the_cache(descriptor):
+            if error.errno != errno.EINVAL or not direct:
                 raise
-
-
-def _through_the_cache(descriptor: int) -> bool:
-    """Give up O_DIRECT for an open file; whether there was any."""
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~O_DIRECT)
-    return bool(flags & O_DIRECT)
+            # Opened with O_DIRECT, which the writing refuses; the other thread may have found that out already.
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~O_DIRECT)
+            direct = False
 
 
 def _aligned(size: int) -> Buffer:

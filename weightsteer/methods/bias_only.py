@@ -9,7 +9,7 @@ from weightsteer.methods import Fit, weights
 from weightsteer.methods.weights import check, own_pairs
 from weightsteer.recipe.training import Rate
 
-__all__ = ["ABOUT", "SEEDED", "WRITES", "Settings", "check", "fit"]
+__all__ = ["ABOUT", "SEEDED", "WRITES", "Settings", "check", "check_release", "fit"]
 
 ABOUT = "θ + k(β⁺ − β⁻), a trained vector at the output of each block's MLP and nothing else"
 SEEDED = True
@@ -29,18 +29,22 @@ class Settings(weights.Settings):
 
 def fit(settings: Settings, fit: Fit) -> Any:
     """The weight vector, of biases alone."""
-    from weightsteer.weights.bias import mlp_outputs, quiet_peft, with_biases
+    from weightsteer.weights.bias import quiet_peft, with_biases
     from weightsteer.weights.finetune import fit_contrast
 
-    chosen = fit.recipe.choose
-    if chosen is not None and chosen.method == settings.label:
-        names = {name for name, _ in fit.lm.network.named_parameters()}
-        bare = [name for name in mlp_outputs(fit.lm.network) if f"{name}.bias" not in names]
-        if bare:
-            raise RecipeError(
-                f"choose.method {settings.label}: its strength is to be merged, but {bare[0]} has no bias in this "
-                "architecture, so no checkpoint of it can hold one. Choose another method, or leave choose out"
-            )
     pairs = own_pairs(settings, fit.recipe, fit.pairs)
     with quiet_peft():
         return fit_contrast(settings, fit.recipe, pairs, fit.folder(settings), fit.seed, with_biases)
+
+
+def check_release(settings: Settings, network: Any) -> None:
+    """Raise a RecipeError where a checkpoint of this architecture cannot hold what this method trains."""
+    from weightsteer.weights.bias import mlp_outputs
+
+    names = {name for name, _ in network.named_parameters()}
+    for layer in mlp_outputs(network):
+        if f"{layer}.bias" not in names:
+            raise RecipeError(
+                f"methods {settings.label}: its strength is to be merged, but {layer} has no bias in this "
+                "architecture, so no checkpoint of it can hold one. Choose another method, or leave choose out"
+            )

@@ -53,7 +53,7 @@ class Moved:
         """The change in some rows of the parameter, its leading dimensions taken as one; it lies in the buffers."""
         after, before = buffers[:, : stop - start]
         after.copy_(_rows(self.after, start, stop))
-        # copied too: subtracting another dtype would take new memory from the system for every block, on every thread
+        # copied too: to subtract another dtype would take new memory for every block, on every thread
         return after if self.before is None else after.sub_(before.copy_(_rows(self.before, start, stop)))
 
 

@@ -38,8 +38,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A parameter that one stored tensor holds. Read row by row into a buffer that stays in a core's cache, it is not
-    written to memory and fetched again."""
+    """A parameter that one stored tensor holds, read a few rows at a time into a buffer that is used again."""
 
     info: TensorInfo
     shape: tuple[int, ...]
