@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -210,8 +211,8 @@ class _Stack:
 
     def split(self, columns: Tensor) -> dict[str, float]:
         """Sum over the columns of each vector; they are in float64."""
-        parts = columns.split(list(self.ranks))
-        return {label: part.sum().item() for label, part in zip(self.labels, parts, strict=True)}
+        rest = iter(columns.tolist())
+        return {label: math.fsum(islice(rest, rank)) for label, rank in zip(self.labels, self.ranks, strict=True)}
 
 
 class Products(NamedTuple):
@@ -223,12 +224,11 @@ class Products(NamedTuple):
 
 def _of_factors(change: LowRank, stack: _Stack | None, dtype: torch.dtype) -> Products:
     up, down = change.up.to(dtype), change.down.to(dtype)
-    square = ((up.mT @ up).double() * (down @ down.mT).double()).sum().item()
+    square = ((up.mT @ up) * (down @ down.mT)).sum(dtype=torch.float64).item()
     inner: dict[str, float] = {}
     if stack is not None and stack.up is not None and stack.down_t is not None:
         left, right = up.mT @ stack.up.to(up), down @ stack.down_t.to(down)
-        columns = (left.double() * right.double()).reshape(-1, left.shape[-1]).sum(0)
-        inner |= stack.split(columns)
+        inner |= stack.split((left * right).reshape(-1, left.shape[-1]).sum(0, dtype=torch.float64))
     for label, dense in stack.dense.items() if stack is not None else ():  # ⟨D, UV⟩ = ⟨DVᵀ, U⟩
         inner[label] = ((dense.to(down) @ down.mT).double() * up.double()).sum().item()
     return Products(max(square, 0.0), inner)  # rounding can leave a change of zero slightly below zero
