@@ -82,7 +82,7 @@ def status(recipe: Recipe, out: str | Path | None = None) -> list[tuple[str, int
     parts["report"] = [out / "report"]
     done = [(stage, sum((p / MANIFEST).is_file() for p in found), len(found)) for stage, found in parts.items()]
     merged = (out / "merged" / "weightsteer.json").is_file()
-    asked = int(recipe.choose is not None or recipe.merge_k is not None)
+    asked = int(recipe.released is not None)
     return [(s, int(merged), asked) if s == "merge" else (s, n, of) for s, n, of in done if of or s == "merge"]
 
 
@@ -238,11 +238,9 @@ class _Run:
 
     def _check_release(self) -> None:
         """A RecipeError, before anything is trained, where what is to be merged fits in no checkpoint of the model."""
-        recipe = self.recipe
-        asked = recipe.choose.method if recipe.choose else "weights" if recipe.merge_k is not None else None
-        labels = [asked] if asked is not None else []
+        labels = [label for label in (self.recipe.released,) if label is not None]
         for label in labels:  # which grows: what is merged may be made of other methods
-            settings = recipe.method(label)
+            settings = self.recipe.method(label)
             made_of = getattr(settings, "of", ())
             labels += [made_of] if isinstance(made_of, str) else made_of
             plugin = find_plugin("methods", settings.name)
@@ -341,7 +339,7 @@ class _Run:
         from weightsteer.sweep import choose_k
 
         if self.recipe.merge_k is not None:
-            return {"k": self.recipe.merge_k, "method": "weights", "fixed": True}
+            return {"k": self.recipe.merge_k, "method": self.recipe.released, "fixed": True}
         if self.recipe.choose is None:
             return None
         choice = choose_k(results, self.recipe.choose)

@@ -223,7 +223,7 @@ def _activation(out: Path) -> dict[str, Any] | None:
 def _samples(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
     prompts = sample_prompts(recipe)
     points = [(BASE, 0.0)]
-    released = recipe.choose.method if recipe.choose else "weights"
+    released = recipe.released or "weights"
     if released in [m.label for m in recipe.methods]:
         points += [(released, k) for k in recipe.strengths(released)]
     points.sort(key=lambda point: point[1])

@@ -100,7 +100,7 @@ def _write_result(lm: LanguageModel, settings: Any, recipe: Recipe, given: Given
 
 def _is_sampled(recipe: Recipe, point: Point) -> bool:
     """The unsteered model and the vector that may be released answer the sample prompts, at one seed."""
-    released = recipe.choose.method if recipe.choose else "weights"
+    released = recipe.released or "weights"
     return point.method in (BASE, released) and point.seed in (None, recipe.seed)
 
 

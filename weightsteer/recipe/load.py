@@ -100,7 +100,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
     for where, label in _methods_named(recipe):
         if label not in methods:
             problems.append(f"{where} names the method '{label}', which is not among methods {methods}")
-    asked = recipe.choose.method if recipe.choose else "weights" if recipe.merge_k is not None else None
+    asked = recipe.released
     if asked is not None and not any(m.label == asked and m.name in MERGED for m in recipe.methods):
         problems.append(
             f"a checkpoint is asked for, but '{asked}' is not among the methods; only a weight vector can be merged"

@@ -300,6 +300,11 @@ class Recipe(Part):
         """Seeds of the trained methods; the first also splits the pairs and draws the items."""
         return tuple(range(self.seed, self.seed + self.repeats))
 
+    @property
+    def released(self) -> str | None:
+        """Label of the method whose vector is merged into a checkpoint; None where none is asked for."""
+        return self.choose.method if self.choose else "weights" if self.merge_k is not None else None
+
     def method(self, label: str) -> Any:
         """Settings of the method `label`; a RecipeError when the recipe does not have it."""
         return _labeled(self.methods, label, "methods")
