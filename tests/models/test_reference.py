@@ -114,7 +114,7 @@ def test_a_snapshot_is_known_by_its_commit(model_folder: Path, tmp_path: Path, m
     files = [SimpleNamespace(rfilename="model.safetensors", size=1)]
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **o: SimpleNamespace(siblings=files))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    ref = resolve(ModelPart(source="org/x", revision="main"))
+    ref = resolve("org/x", "main")
     assert ref == ModelRef("org/x", "0123abc", snapshot.resolve(), resolve(model_folder).fingerprint)
     [(source, revision, patterns)] = asked
     assert (source, revision) == ("org/x", "main")

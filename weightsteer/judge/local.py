@@ -46,7 +46,7 @@ class LocalJudge:
     def ref(self) -> "ModelRef":
         from weightsteer.models.reference import resolve
 
-        return resolve(self.model)
+        return resolve(self.model.source, self.model.revision)
 
     @cached_property
     def lm(self) -> "LanguageModel":

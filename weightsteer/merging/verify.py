@@ -22,7 +22,6 @@ from weightsteer.merging.scale import Scale
 from weightsteer.merging.side_files import ADAPTER_CONFIG, expected_config, side_files
 from weightsteer.models.reference import ModelRef, resolve
 from weightsteer.models.safetensors_file import INDEX, WEIGHT_SUFFIXES, TensorInfo
-from weightsteer.recipe import ModelPart
 from weightsteer.stage import file_digest
 from weightsteer.weights.checkpoint import CONFIG, TORCH_DTYPES, Checkpoint
 from weightsteer.weights.vector import WeightVector
@@ -134,7 +133,7 @@ def _base(provenance: Provenance, given: Path | str | ModelRef | None) -> Checkp
     recorded = provenance.base
     try:
         if given is None:
-            given = resolve(ModelPart(source=recorded["source"], revision=recorded["revision"]))
+            given = resolve(recorded["source"], recorded["revision"])
         checkpoint = open_base(given)[0]
     except (ModelError, CheckpointError) as error:
         raise _OutOfReach(f"the base is not at hand: {error}. Give it as `base`") from None

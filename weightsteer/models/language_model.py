@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 
 from weightsteer.errors import ModelError
 from weightsteer.models import Message
-from weightsteer.models.reference import ModelRef, check_complete, loading_errors, resolve
+from weightsteer.models.loading import check_complete, loading_errors, quiet_transformers
+from weightsteer.models.reference import ModelRef, resolve
 from weightsteer.recipe import ModelPart
 
 
@@ -72,7 +72,7 @@ def load_model(model: ModelPart | str | Path) -> LanguageModel:
     import transformers
 
     part = model if isinstance(model, ModelPart) else ModelPart(source=str(model))
-    ref = resolve(part)
+    ref = resolve(part.source, part.revision)
     if (ref.path / "adapter_config.json").exists():
         raise ModelError(
             f"model {ref.source}: an adapter (adapter_config.json) lies beside the weights, and transformers would put "
@@ -107,40 +107,6 @@ def compute_dtype(name: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     has_bfloat16 = torch.cpu.get_capabilities().get("amx_bf16") or torch.cpu.get_capabilities().get("avx512_bf16")
     return torch.bfloat16 if has_bfloat16 else torch.float32
-
-
-@contextlib.contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Keep the bars of `datasets` off the screen."""
-    import datasets
-
-    shown = datasets.are_progress_bars_disabled() is False
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own bars and advice off the screen; errors still raise."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # Renamed arguments between two libraries of one maker: nothing a user can act on.
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _set_chat_template(tokenizer: Any, part: ModelPart, ref: ModelRef) -> None:

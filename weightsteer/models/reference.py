@@ -2,24 +2,20 @@
 
 import importlib.util
 import os
-import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from weightsteer import progress
 from weightsteer.errors import ModelError
 from weightsteer.models.fingerprint import fingerprint
-from weightsteer.recipe import ModelPart
+from weightsteer.models.loading import check_complete, loading_errors, quiet_transformers
 from weightsteer.stage import file_digest, run_stage, writing
 
 PACKAGE = "package:"
 # What a model folder consists of. Pickles are never fetched.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
-SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -32,20 +28,19 @@ class ModelRef:
     fingerprint: str
 
 
-def resolve(model: ModelPart | str | Path) -> ModelRef:
+def resolve(source: str | Path, revision: str | None = None) -> ModelRef:
     """Find a model's safetensors folder, downloading it from the hub or converting a GGUF file once.
 
     `source` is a folder, a GGUF file, `package:NAME[/FILE]` for a GGUF file inside an installed package, or a hub id.
     A GGUF file is dequantised into float32, exactly, below the cache folder.
     """
-    part = model if isinstance(model, ModelPart) else ModelPart(source=str(model))
-    revision = part.revision
-    path = locate(part.source)
+    source = str(source)
+    path = locate(source)
     if path is None:
-        path, revision = _download(part.source, revision)
+        path, revision = _download(source, revision)
     elif not path.is_dir():
         path = _convert(path)
-    return ModelRef(part.source, revision, path.resolve(), fingerprint(path))
+    return ModelRef(source, revision, path.resolve(), fingerprint(path))
 
 
 def locate(source: str) -> Path | None:
@@ -149,8 +144,6 @@ def _dequantise(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from weightsteer.models.language_model import quiet_transformers
-
     progress.say(f"Converting {gguf.name} to safetensors, once")
     try:
         with quiet_transformers():
@@ -177,39 +170,3 @@ def _dequantise(gguf: Path, out: Path) -> None:
     with quiet_transformers():
         fresh.save_pretrained(out)
         tokenizer.save_pretrained(out)
-
-
-def loading_errors() -> tuple[type[Exception], ...]:
-    """What transformers and the readers below it raise for files that are damaged, incomplete or unknown to them."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    plain = (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-    )
-    return (*plain, ValueError, struct.error, SafetensorError, StrictDataclassError)
-
-
-def check_complete(source: str | Path, loading: Mapping[str, Any]) -> None:
-    """Raise a ModelError when transformers found no weights for some parameters, which it then draws at random.
-
-    `loading` is what `from_pretrained(output_loading_info=True)` returns beside the model.
-    """
-    problems = [f"{name}: no such tensor in the files" for name in sorted(loading["missing_keys"])]
-    problems += [
-        f"{name}: has shape {list(found)} in the files, {list(wanted)} by config.json"
-        for name, found, wanted in sorted(loading["mismatched_keys"])
-    ]
-    if problems:
-        more = [f"... and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-        raise ModelError(
-            "\n  ".join([f"model {source}: weights and configuration do not fit", *problems[:SHOWN_PROBLEMS], *more])
-            + "\nExpected a tensor for every parameter. Fetch the folder again, or put its own config.json back"
-        )

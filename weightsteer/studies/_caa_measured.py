@@ -108,7 +108,7 @@ class Bench:
     def ref(self) -> Any:
         from weightsteer.models.reference import resolve
 
-        return resolve(self.settings.model)
+        return resolve(self.settings.model.source, self.settings.model.revision)
 
     @cached_property
     def lm(self) -> Any:

@@ -58,7 +58,7 @@ class Bench:
     def identity(self) -> dict[str, Any]:
         settings = self.given.settings
         return {
-            "model": resolve(settings.model).fingerprint,
+            "model": resolve(settings.model.source, settings.model.revision).fingerprint,
             "dtype": str(compute_dtype(settings.model.dtype)),
             "system": settings.model.system,
             "seed": settings.seed,

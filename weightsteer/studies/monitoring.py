@@ -243,7 +243,10 @@ def _train(plan: Plan, settings: Settings, out: Path) -> None:
     from weightsteer.weights.finetune import load_for_training, resolved, train_adapter, training_inputs
 
     part = resolved(settings.training)
-    shared = {"model": resolve(settings.model).fingerprint, "system": settings.model.system}
+    shared = {
+        "model": resolve(settings.model.source, settings.model.revision).fingerprint,
+        "system": settings.model.system,
+    }
     inputs = {
         training.folder: to_json({**shared, "rows": training.rows, "seed": training.seed,
                                   "settings": training_inputs(part), "snapshots": training.snapshots})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsteer.errors import AdapterError
-from weightsteer.models.language_model import quiet_transformers
+from weightsteer.models.loading import quiet_transformers
 from weightsteer.weights.checkpoint import Checkpoint
 from weightsteer.weights.lowrank import Layout
 from weightsteer.weights.placement import Placement, place
@@ -17,29 +17,31 @@ from weightsteer.weights.placement import Placement, place
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint, and the network that it is loaded into, which is on the meta device without weights."""
+    """A checkpoint, and the network that it is loaded into."""
 
     checkpoint: Checkpoint
-    network: Any
 
     @classmethod
     def of(cls, model: "Base | Checkpoint | Path | str") -> "Base":
         """The base in a model folder, of which only headers and config.json are read and no code is run."""
-        import transformers
-
         if isinstance(model, Base):
             return model
-        checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+        return cls(model if isinstance(model, Checkpoint) else Checkpoint.open(model))
+
+    @cached_property
+    def network(self) -> Any:
+        """The network on the meta device, without weights. Not every question needs it, and transformers takes long."""
+        import transformers
+
         try:
             with quiet_transformers(), torch.device("meta"):
-                config = transformers.AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-                network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+                config = transformers.AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+                return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AdapterError(
-                f"{checkpoint.path}: config.json does not lead to a language model ({error}). Expected the "
+                f"{self.path}: config.json does not lead to a language model ({error}). Expected the "
                 "folder of the base model, of an architecture that transformers knows"
             ) from None
-        return cls(checkpoint, network)
 
     @property
     def path(self) -> Path:

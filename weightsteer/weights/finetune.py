@@ -18,13 +18,8 @@ from weightsteer.data.contrast import SIDES, ContrastDataset, check_tokens, enco
 from weightsteer.errors import DataError, StageError
 from weightsteer.models import Message
 from weightsteer.models.blocks import decoder_blocks
-from weightsteer.models.language_model import (
-    LanguageModel,
-    compute_dtype,
-    load_model,
-    quiet_datasets,
-    quiet_transformers,
-)
+from weightsteer.models.language_model import LanguageModel, compute_dtype, load_model
+from weightsteer.models.loading import quiet_datasets, quiet_transformers
 from weightsteer.models.reference import ModelRef, resolve
 from weightsteer.recipe import ModelPart, Recipe, TrainingPart
 from weightsteer.stage import digest, is_finished, run_stage, versions, write_text
@@ -70,7 +65,7 @@ def fit_contrast(
     Writes `positive`, `negative` and `vector` below `out`, each a PEFT adapter folder; what is finished is not redone.
     Source: arXiv 2511.05408, section 3, eq. 1.
     """
-    settings, ref = resolved(settings), resolve(recipe.model)
+    settings, ref = resolved(settings), resolve(recipe.model.source, recipe.model.revision)
     inputs = {
         "model": ref.fingerprint,
         "system": recipe.model.system,
