@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -19,14 +19,13 @@ from weightsteer.weights.placement import Placement
 
 # Read, computed, written and hashed at once: large enough that Python costs little, small enough to stay in caches.
 CHUNK_BYTES = 4 << 20
-# Elements in arithmetic at once on a processor: three float32 matrices of this size fit the level-2 cache.
-BLOCK_ELEMENTS = 96 << 10
-# Of a change in factors, what rounding left is measured on one block in so many: the factors spread it over all rows.
+# Elements in arithmetic at once on a processor: the float32 sum and what it comes from fit the level-2 cache.
+BLOCK_ELEMENTS = 192 << 10
+# Of a change in factors, what rounding left is measured on one row in so many: the factors spread it over all rows.
 SAMPLE = 16
 # ‖change‖² beside ‖base‖² from which float32 is too narrow for bfloat16: at a quarter of the weights' own size, the
-# error of a product of rank 64 misrounds one element in 20,000. Judged by so many rows of each chunk.
+# error of a product of rank 64 misrounds one element in 20,000. Judged by the measured rows of each chunk.
 LARGE = 1 / 16
-LARGE_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,14 @@ class Delta:
         # cat copies even a single factor, so that the product always sees aligned memory and is repeatable.
         return cls(torch.cat(ups, dim=1), torch.cat(downs, dim=0), tuple(dense))
 
+    def rows(self, some: slice) -> "Delta":
+        """This change on some of its rows."""
+        return Delta(
+            None if self.up is None else self.up[some],
+            self.down,
+            tuple((weight, values[some]) for weight, values in self.dense),
+        )
+
     def exact(self) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
         """The change in float64, and the sum of the magnitudes of which it is made."""
         change = magnitude = torch.zeros(1, 1, dtype=torch.float64)
@@ -106,22 +113,35 @@ class Delta:
         for up, parts in zip(ups, dense if self.dense else itertools.repeat(()), strict=False):
             yield Delta(up, self.down, parts)
 
-    def write(self, out: Float[Tensor, "rows columns"]) -> None:
-        """Put the change into `out`."""
+    def write(self, out: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """Put the change into `out`, which is returned."""
         if self.up is not None and self.down is not None:
             torch.mm(self.up.to(out.dtype), self.down.to(out.dtype), out=out)
         else:
             out.zero_()
         for weight, values in self.dense:
             out.add_(values, alpha=weight)
+        return out
 
     def add_to(self, values: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
         """`values`, to which the change is added in place: one pass where it is a product and nothing else."""
         if self.up is None or self.down is None or self.dense:
-            change = torch.empty_like(values)
-            self.write(change)
-            return values.add_(change)
+            return values.add_(self.write(torch.empty_like(values)))
         return values.addmm_(self.up.to(values.dtype), self.down.to(values.dtype))
+
+
+class Sum:
+    """The weighted sum of changes at one placement, put together once for all the chunks that it falls on."""
+
+    def __init__(self, terms: Sequence[tuple[float, Change]], at: Placement) -> None:
+        self._terms, self._at = tuple(terms), at
+        self._deltas: dict[tuple[torch.dtype, torch.device], Delta] = {}
+
+    def delta(self, dtype: torch.dtype, device: torch.device = CPU) -> Delta:
+        """The change on all rows of the placement."""
+        if (dtype, device) not in self._deltas:  # two threads may both make it: the very same
+            self._deltas[dtype, device] = Delta.of(self._terms, self._at, dtype, device)
+        return self._deltas[dtype, device]
 
 
 @dataclass(frozen=True)
@@ -133,14 +153,20 @@ class Chunk:
     stop: int
     dtype: str
     """Of the result, as safetensors names it."""
-    terms: tuple[tuple[float, Change], ...] = ()
-    """Weights and changes of the whole parameter, of which these bytes take the part at `at`. None: copied."""
-    at: Placement | None = None
+    sum: Sum | None = None
+    """What is added, of which these bytes take `rows` rows from `first` on. None: copied."""
+    first: int = 0
+    rows: int = 0
+
+    def change(self, dtype: torch.dtype, device: torch.device = CPU) -> Delta:
+        """What is added to these bytes."""
+        assert self.sum is not None
+        return self.sum.delta(dtype, device).rows(slice(self.first, self.first + self.rows))
 
     @property
     def columns(self) -> int:
         """Of the matrix that a change is added to; bytes without a change may be cut anywhere."""
-        return self.source.columns if self.terms else 1
+        return self.source.columns if self.sum else 1
 
     @property
     def size_bytes(self) -> int:
@@ -158,11 +184,11 @@ def split(source: TensorInfo, dtype: str, terms: Sequence[tuple[float, Change]],
     """The chunks of the rows at `at` of a tensor, which take the weighted sum of `terms`."""
     row_bytes = source.size_bytes // max(source.rows, 1)
     step = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    change = Sum(terms, at) if terms else None
     for row in range(0, at.rows if row_bytes else 0, step):
         rows = min(step, at.rows - row)
-        part = replace(at, at=at.at + row, first=at.first + row, rows=rows)
-        start = source.start + part.at * row_bytes
-        yield Chunk(source, start, start + rows * row_bytes, dtype, tuple(terms), part)
+        start = source.start + (at.at + row) * row_bytes
+        yield Chunk(source, start, start + rows * row_bytes, dtype, change, row, rows)
 
 
 def accumulator(source: str, result: str) -> torch.dtype:
@@ -176,14 +202,14 @@ def accumulator(source: str, result: str) -> torch.dtype:
 def compute(chunk: Chunk, lane: Lane) -> tuple[UInt8[Tensor, " n"], Applied]:
     """The bytes of the merged checkpoint for `chunk`, in a buffer of `lane`, and what rounding left."""
     data = lane.read(chunk.source.file, chunk.start, chunk.stop)
-    if not chunk.terms and chunk.dtype == chunk.source.dtype:
+    if not chunk.sum and chunk.dtype == chunk.source.dtype:
         return data, Applied()
     begin = perf_counter()
     result = TORCH_DTYPES[chunk.dtype]
     base = data.view(TORCH_DTYPES[chunk.source.dtype]).view(-1, chunk.columns)
     out = base if base.dtype == result else lane.buffer("out", base.numel(), result, CPU).view(base.shape)
     applied = Applied()
-    if chunk.terms:
+    if chunk.sum:
         applied = _add(chunk, base, out, lane)
     else:
         out.copy_(base)
@@ -200,7 +226,7 @@ def bounds(chunk: Chunk, lane: Lane) -> tuple[Float[Tensor, " n"], Float[Tensor,
     source, result = TORCH_DTYPES[chunk.source.dtype], TORCH_DTYPES[chunk.dtype]
     base = lane.read(chunk.source.file, chunk.start, chunk.stop, "base again").view(source).double()
     base = base.view(-1, chunk.source.columns)
-    delta = Delta.of(chunk.terms, chunk.at, torch.float64)
+    delta = chunk.change(torch.float64)
     change, magnitude = delta.exact()
     rank = 0 if delta.down is None else len(delta.down)
     roundings = rank + len(delta.dense) + 4
@@ -212,26 +238,25 @@ def bounds(chunk: Chunk, lane: Lane) -> tuple[Float[Tensor, " n"], Float[Tensor,
 def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "rows columns"], lane: Lane) -> Applied:
     """out = round(base + change), block by block; `out` may be `base` itself."""
     wide = accumulator(chunk.source.dtype, chunk.dtype)
-    change = Delta.of(chunk.terms, chunk.at, wide, lane.device)
+    change = chunk.change(wide, lane.device)
     weights = base.to(lane.device)
     result = out if lane.device == CPU else torch.empty_like(weights, dtype=out.dtype)
-    if wide == torch.float32 and _is_large(change, weights):
+    measured = _measured_rows(chunk, change)
+    some = weights[measured]
+    before, asked, kept = (
+        lane.buffer((use, wide), some.numel(), wide, lane.device).view(some.shape)
+        for use in ("before", "asked", "kept")
+    )
+    before.copy_(some)
+    change.rows(measured).write(asked)
+    if wide == torch.float32 and _dot(asked, asked) > LARGE * _dot(before, before):
         wide = torch.float64
+        change = chunk.change(wide, lane.device)
     rows, columns = weights.shape
     step = min(rows, max(1, BLOCK_ELEMENTS // columns)) if lane.device == CPU else rows
-    scratch = [lane.buffer((n, wide), step * columns, wide, lane.device).view(step, columns) for n in "abc"]
-    every = SAMPLE if change.up is not None and chunk.source.size_bytes > CHUNK_BYTES else 1
-    applied = Applied()
-    blocks = zip(weights.split(step), result.split(step), change.blocks(step), strict=True)
-    for number, (block, target, part) in enumerate(blocks):
-        a, b, c = scratch if block.shape == scratch[0].shape else [buffer[: len(block)] for buffer in scratch]
-        a.copy_(block)
-        if number % every:
-            target.copy_(part.add_to(a))
-            continue
-        part.write(b)
-        target.copy_(torch.add(a, b, out=c))
-        applied += _measure(a, b, c.copy_(target).sub_(a))
+    scratch = lane.buffer(("sum", wide), step * columns, wide, lane.device).view(step, columns)
+    for block, target, part in zip(weights.split(step), result.split(step), change.blocks(step), strict=True):
+        target.copy_(part.add_to(scratch[: len(block)].copy_(block)))
     if result.dtype == torch.float16 and not torch.isfinite(result).all():
         raise CheckpointError(
             f"{chunk.source.file}: {chunk.source.name} is not finite in {chunk.dtype} once k·w is added. Expected "
@@ -239,28 +264,21 @@ def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "
         )
     if result is not out:
         out.copy_(result)
-    return applied
+    return _measure(asked, kept.copy_(result[measured]).sub_(before))
 
 
-def _measure(
-    scratch: Float[Tensor, "rows columns"],
-    asked: Float[Tensor, "rows columns"],
-    kept: Float[Tensor, "rows columns"],
-) -> Applied:
-    # The number of elements that moved, as a dot product of signs: twice as fast as counting them.
-    moved = torch.sign(kept, out=scratch)
-    sums = _dot(asked, asked), _dot(kept, kept), _dot(kept, asked), round(_dot(moved, moved))
-    return Applied(*sums, kept.numel())
+def _measured_rows(chunk: Chunk, change: Delta) -> slice:
+    """The same ones however the tensor is cut into chunks, as long as these have so many rows."""
+    if change.up is None or chunk.source.size_bytes <= CHUNK_BYTES:
+        return slice(None)
+    first = -chunk.first % SAMPLE
+    return slice(first if first < chunk.rows else 0, None, SAMPLE)
 
 
-def _is_large(change: Delta, weights: Float[Tensor, "rows columns"]) -> bool:
-    """Whether the change is so large beside the weights, in some of the rows, that float32 is too narrow."""
-    every = math.ceil(len(weights) / LARGE_ROWS)
-    some = weights[::every].float()
-    asked = torch.empty_like(some)
-    up = None if change.up is None else change.up[::every]
-    Delta(up, change.down, tuple((weight, values[::every]) for weight, values in change.dense)).write(asked)
-    return _dot(asked, asked) > LARGE * _dot(some, some)
+def _measure(asked: Float[Tensor, "rows columns"], kept: Float[Tensor, "rows columns"]) -> Applied:
+    sums = _dot(asked, asked), _dot(kept, kept), _dot(kept, asked)
+    moved = kept.sign_()  # counted as a dot product of signs: twice as fast as counting
+    return Applied(*sums, round(_dot(moved, moved)), kept.numel())
 
 
 def _dot(left: Tensor, right: Tensor) -> float:

@@ -20,7 +20,7 @@ from weightsteer.errors import CheckpointError
 CPU = torch.device("cpu")
 OPEN_FILES = 2  # the shard that is read, and the one that is compared with it
 AHEAD_BYTES = 16 << 20  # of a file, which the disk fetches while what comes before them is worked on
-MAX_WORKERS = 8  # beyond this the one thread that hashes is what the others wait for
+MAX_WORKERS = 8  # beyond this they wait for one another, and for the disk
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,14 +75,15 @@ class Lane:
 
 
 @contextlib.contextmanager
-def open_lanes(device: torch.device = CPU) -> Iterator[list[Lane]]:
-    """Two lanes for each thread that works: one under work, one whose result waits for its turn."""
-    lanes = [Lane(device) for _ in range(2 * _workers())]
-    threads = torch.get_num_threads()
+def open_lanes(device: torch.device = CPU, threads: int | None = None) -> Iterator[list[Lane]]:
+    """Two lanes for each of `threads`: one under work, one whose result waits for its turn; all by default.
+
+    A single lane for none, where the work is done by whoever takes the results.
+    """
+    lanes = [Lane(device) for _ in range(max(1, 2 * (_workers() if threads is None else threads)))]
     try:
         yield lanes
     finally:
-        torch.set_num_threads(threads)  # the workers' setting is also the one of threads that are still to come
         for lane in lanes:
             lane.close()
 
@@ -90,13 +91,15 @@ def open_lanes(device: torch.device = CPU) -> Iterator[list[Lane]]:
 def in_order(
     work: Callable[[Item, Lane], Result], items: Iterable[Item], lanes: list[Lane]
 ) -> Iterator[tuple[Item, Result]]:
-    """`work(item, lane)` for every item, on threads; results in the order of the items.
+    """`work(item, lane)` for every item, on a thread for every two lanes; results in the order of the items.
 
     A result may lie in its lane's buffers: it is valid until the next one is asked for.
     """
+    if len(lanes) == 1:
+        yield from ((item, work(item, lanes[0])) for item in items)
+        return
     free, running = deque(lanes), deque()
-    # torch keeps its number of threads per thread: each of these is one by itself.
-    with ThreadPoolExecutor(len(lanes) // 2, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+    with single_threads(len(lanes) // 2) as threads:
         try:
             for item in items:
                 if not free:
@@ -110,6 +113,23 @@ def in_order(
         finally:
             for _, _, future in running:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """So many threads, on each of which torch computes by itself: it keeps its number of threads per thread."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(before)  # the setting of one is also that of threads that are still to come
+
+
+def share_out(pieces: int) -> tuple[int, int]:
+    """How many pieces of work go on at once, each on a thread of its own, and how many more threads each may have."""
+    at_once = max(1, min(pieces, _workers()))
+    return at_once, _workers() // at_once - 1
 
 
 def _workers() -> int:

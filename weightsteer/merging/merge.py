@@ -5,12 +5,14 @@ import errno
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from threading import Event, Lock
 from time import perf_counter
 from typing import Any
 
@@ -20,7 +22,7 @@ from weightsteer import progress
 from weightsteer.errors import AdapterError, CheckpointError, report_problems
 from weightsteer.merging.arithmetic import Applied, compute
 from weightsteer.merging.journal import JOURNAL, Journal
-from weightsteer.merging.lanes import CPU, in_order, open_lanes
+from weightsteer.merging.lanes import CPU, in_order, open_lanes, share_out, single_threads
 from weightsteer.merging.plan import Addition, Plan, make_plan
 from weightsteer.merging.provenance import STEERING, Provenance
 from weightsteer.merging.scale import Scale
@@ -53,7 +55,7 @@ class MergeResult:
     """Tensors that a change fell on."""
     size_bytes: int
     seconds: Mapping[str, float]
-    """read and compute, summed over threads, which overlap; hash; disk, the time spent waiting for it; total."""
+    """read, compute, hash and disk (waiting for it), each summed over threads, which overlap; total."""
 
 
 def merge(
@@ -220,35 +222,49 @@ def _check_room(plan: Plan, folder: Path, journal: Journal) -> None:
 
 
 def _write_shards(plan: Plan, folder: Path, journal: Journal) -> dict[str, float]:
-    """Write the shards that are not finished yet, and say where the time went."""
-    hash_s = 0.0
+    """Write the shards that are not finished yet, several at once, and say where the time went."""
+    left = [shard for shard in plan.shards if shard not in journal.finished]
+    at_once, helpers = share_out(len(left))
+    device, seconds, stopped = _device(plan), Counter(), Event()
     with (
-        open_lanes(_device(plan)) as lanes,
-        open_disk() as disk,
         progress.task("Merging, MiB", plan.data_bytes >> 20) as advance,
+        open_disk(at_once) as disk,
+        single_threads(at_once) as threads,
     ):
-        done = 0
-        for shard, targets in plan.shards.items():
-            if shard in journal.finished:
-                continue
-            file, applied = ShardFile(folder / shard, disk), Applied()
-            file.write(plan.header(shard))
-            chunks = (chunk for target in targets for chunk in plan.chunks(target))
-            for _, (data, part) in in_order(compute, chunks, lanes):
-                file.write(data.numpy())
-                applied += part
-                advance((done + len(data) >> 20) - (done >> 20))
-                done += len(data)
-            file.seal(partial(journal.add, shard, applied))
-            hash_s += file.hash_s
+        done, one_at_a_time = 0, Lock()
+
+        def write(shard: str) -> None:
+            nonlocal done
+            with open_lanes(device, helpers) as lanes:
+                file, applied = ShardFile(folder / shard, disk), Applied()
+                file.write(plan.header(shard))
+                chunks = (chunk for target in plan.shards[shard] for chunk in plan.chunks(target))
+                for _, (data, part) in in_order(compute, chunks, lanes):
+                    if stopped.is_set():
+                        return
+                    file.write(data.numpy())
+                    applied += part
+                    with one_at_a_time:
+                        advance((done + len(data) >> 20) - (done >> 20))
+                        done += len(data)
+                file.seal(partial(journal.add, shard, applied))
+            with one_at_a_time:
+                seconds.update(read=sum(lane.read_s for lane in lanes), compute=sum(lane.compute_s for lane in lanes))
+                seconds.update(hash=file.hash_s, disk=file.waited_s)
+
+        writing = [threads.submit(write, shard) for shard in left]
+        try:
+            for shard in as_completed(writing):
+                shard.result()
+        except BaseException:  # Ctrl-C too: the others end with the chunk that they are at
+            stopped.set()
+            for shard in writing:
+                shard.cancel()
+            raise
         begin = perf_counter()
         disk.finish()
-    return {
-        "read": sum(lane.read_s for lane in lanes),
-        "compute": sum(lane.compute_s for lane in lanes),
-        "hash": hash_s,
-        "disk": disk.waited_s + perf_counter() - begin,
-    }
+        seconds["disk"] += perf_counter() - begin
+    return dict(seconds)
 
 
 def _device(plan: Plan) -> torch.device:

@@ -8,11 +8,11 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from queue import Queue
 from time import perf_counter
 
 import numpy as np
@@ -22,24 +22,24 @@ from jaxtyping import UInt8
 ALIGNED = 4096
 # What goes to the disk at once; so large that one write after another keeps it busy.
 BUFFER_BYTES = 8 << 20
-# One that is filled, one on its way to the disk, one between them.
-BUFFERS = 3
+# Beside the one that each file fills: one on its way to the disk, one that is next.
+BUFFERS = 2
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
 
 Buffer = UInt8[np.ndarray, " n"]
 
 
 class Disk:
-    """Two threads that write what is handed to them, and the buffers in which they get it."""
+    """Two threads that write what is handed to them, and the buffers in which they get it. For files on any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: int) -> None:
         self._threads = ThreadPoolExecutor(2)
-        self._free = deque(_aligned(BUFFER_BYTES) for _ in range(BUFFERS))
-        self._written: deque[tuple[Future[None], Buffer]] = deque()
+        self._free: Queue[Buffer] = Queue()
+        for _ in range(files + BUFFERS):
+            self._free.put(_aligned(BUFFER_BYTES))
+        self._failure: OSError | None = None
         self._sealed: list[Future[None]] = []
         self._open: set[int] = set()
-        self.waited_s = 0.0
-        """Time in which there was no buffer to fill."""
 
     def create(self, path: Path) -> int:
         """Descriptor of a new file, which is closed with the disk at the latest."""
@@ -53,20 +53,25 @@ class Disk:
         os.close(descriptor)
 
     def buffer(self) -> Buffer:
-        """Room for the next bytes; an OSError where earlier ones could not be written."""
-        if not self._free:
-            begin = perf_counter()
-            future, buffer = self._written.popleft()
-            future.result()
-            self._free.append(buffer)
-            self.waited_s += perf_counter() - begin
-        return self._free.popleft()
+        """Room for the next bytes, once there is some; an OSError where earlier ones could not be written."""
+        buffer = self._free.get()
+        if self._failure is not None:
+            self._free.put(buffer)
+            raise self._failure
+        return buffer
 
     def put(self, buffer: Buffer, write: Callable[[Buffer], None]) -> Future[None]:
         """Have `write` bring the buffer to the disk, after which it is free again."""
-        future = self._threads.submit(write, buffer)
-        self._written.append((future, buffer))
-        return future
+        return self._threads.submit(self._write, buffer, write)
+
+    def _write(self, buffer: Buffer, write: Callable[[Buffer], None]) -> None:
+        try:
+            write(buffer)
+        except OSError as error:
+            self._failure = error
+            raise
+        finally:
+            self._free.put(buffer)
 
     def after(self, work: Callable[[], None]) -> None:
         """Do this when everything put so far has been begun."""
@@ -85,9 +90,9 @@ class Disk:
 
 
 @contextlib.contextmanager
-def open_disk() -> Iterator[Disk]:
-    """A disk whose threads end with the block."""
-    disk = Disk()
+def open_disk(files: int = 1) -> Iterator[Disk]:
+    """A disk for so many files at once, whose threads end with the block."""
+    disk = Disk(files)
     try:
         yield disk
     finally:
@@ -104,6 +109,8 @@ class ShardFile:
         self._buffer, self._filled = disk.buffer(), 0
         self._writes: list[Future[None]] = []
         self.hash_s = 0.0
+        self.waited_s = 0.0
+        """Time in which there was no buffer to fill."""
 
     def write(self, data: bytes | Buffer) -> None:
         """Add bytes to the end; they may be overwritten as soon as this returns."""
@@ -117,7 +124,9 @@ class ShardFile:
             self._filled, rest = self._filled + room, rest[room:]
             if self._filled == BUFFER_BYTES:
                 self._flush(BUFFER_BYTES)
+                begin = perf_counter()
                 self._buffer = self._disk.buffer()
+                self.waited_s += perf_counter() - begin
 
     def seal(self, then: Callable[[str], None]) -> None:
         """Bring the end to the disk; `then` gets the sha256 once all of it is there. Does not wait."""

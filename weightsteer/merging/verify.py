@@ -217,7 +217,7 @@ def _compare(work: tuple[str, Chunk, TensorInfo, int], lane: Lane) -> _Differenc
     wrong = (found.view(-1, dtype.itemsize) != expected.view(-1, dtype.itemsize)).any(dim=1)
     found, expected = found.view(dtype), expected.view(dtype)
     otherwise = torch.zeros_like(wrong)
-    if chunk.terms:
+    if chunk.sum:
         low, high = bounds(chunk, lane)
         otherwise = wrong & (low <= found) & (found <= high)
         wrong &= ~otherwise
@@ -242,7 +242,7 @@ def _claims(applied: Applied, untied: bool, provenance: Provenance) -> list[str]
     problems = []
     if applied.asked and not applied.moved:
         problems.append("equals its base, although the change asked for is not zero")
-    # Another version, or a GPU, takes them from other elements of the same change.
+    # Another version may take them from other elements of the same change.
     near = 1e-4 if provenance.applied.get("measured") == applied.elements else 0.02
     found = {key: value for key, value in applied.summary().items() if key != "measured"}
     for key, value in {**found, "untied": untied}.items():
