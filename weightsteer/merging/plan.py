@@ -17,7 +17,7 @@ from weightsteer.merging.side_files import ADAPTER_CONFIG
 from weightsteer.models.safetensors_file import DTYPE_BITS, INDEX, TensorInfo, encode_header, load_json
 from weightsteer.weights.checkpoint import FLOATS, Checkpoint
 from weightsteer.weights.lowrank import Change, LowRank
-from weightsteer.weights.placement import EMBEDDINGS, HEAD, Placement, find, place
+from weightsteer.weights.placement import HEAD, Placement, find, is_embedding, place
 from weightsteer.weights.vector import WeightVector
 
 # What `dtype` may be, and how safetensors names it.
@@ -199,7 +199,7 @@ def _check_pieces(base: Checkpoint, pieces: Mapping[str, Sequence[tuple[Placemen
 
 def _embedding(base: Checkpoint) -> str | None:
     """The stored tensor of the input embedding; None where there is none under a known name."""
-    found = [name for name in base.tensors if ".".join(name.rsplit(".", 2)[-2:]) in EMBEDDINGS]
+    found = [name for name in base.tensors if is_embedding(name)]
     of_text = [name for name in found if not re.search("vision|visual|audio|speech|encoder", name)]
     if len(of_text) > 1:
         raise CheckpointError(

@@ -121,9 +121,9 @@ def _take_factors(adapter: _Adapter, layouts: Mapping[str, Layout]) -> None:
             )
             continue
         change = from_factors(a, b, scale, layout, rank, 3 if fused else 2)
-        parameter = adapter.parameters.get(name)
-        if parameter is not None and change.shape != tuple(parameter.shape):
-            adapter.problems.append(f"{key_a}: changes {list(change.shape)}, the base has {list(parameter.shape)}")
+        shape = adapter.base.shape(name) if adapter.base else None
+        if shape is not None and change.shape != shape:
+            adapter.problems.append(f"{key_a}: changes {list(change.shape)}, the base has {list(shape)}")
             continue
         if b.any() or not config.get("lora_bias"):  # bias-only training leaves the factors at zero
             adapter.add(name, _dora(adapter, name, change) if config.get("use_dora") else change)

@@ -12,7 +12,11 @@ from weightsteer.errors import AdapterError
 from weightsteer.models.loading import quiet_transformers
 from weightsteer.weights.checkpoint import Checkpoint
 from weightsteer.weights.lowrank import Layout
-from weightsteer.weights.placement import Placement, place
+from weightsteer.weights.placement import Placement, is_embedding, place
+
+# Families whose matrices, embeddings apart, are weights of linear layers, stored under the names and in the shapes that
+# they have in the network. What a stored tensor is need not be asked of transformers, which takes seconds to come up.
+PLAIN = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,16 @@ class Base:
         """The module that holds the parameter `name`."""
         return self.network.get_submodule(name.rpartition(".")[0])
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a parameter; None where there is no such one."""
+        if self._is_plain(name):
+            return self.checkpoint.tensors[name].shape
+        return tuple(self.parameters[name].shape) if name in self.parameters else None
+
     def layout(self, name: str) -> Layout | None:
         """Layout of the weight of a linear layer or an embedding; None of anything else."""
+        if self._is_plain(name):
+            return "embedding" if is_embedding(name) else "linear"
         return weight_layout(self.owner(name))[0] if name in self.parameters else None
 
     def placements(self, name: str) -> list[Placement]:
@@ -86,6 +98,12 @@ class Base:
         for at in placements:
             whole[at.expert, at.first : at.first + at.rows] = parts[at.stored][at.at : at.at + at.rows]
         return whole
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether the header of its file says all about a parameter."""
+        stored = self.checkpoint.tensors.get(name)
+        plain = self.model_type in PLAIN and "quantization_config" not in self.checkpoint.config
+        return plain and stored is not None and len(stored.shape) == 2
 
     @property
     def model_type(self) -> str:

@@ -32,6 +32,11 @@ EXPERT_PARTS = {
 TRANSPOSED_EXPERTS = ("qwen3_vl_moe", "qwen3_vl_moe_text")
 
 
+def is_embedding(name: str) -> bool:
+    """Whether a parameter of this name is an input embedding."""
+    return ".".join(name.rsplit(".", 2)[-2:]) in EMBEDDINGS
+
+
 @dataclass(frozen=True)
 class Placement:
     """Rows `first` to `first + rows` of one expert's matrix are the rows of tensor `stored` from `at` on.
