@@ -21,8 +21,10 @@ from weightsteer.weights.placement import Placement
 CHUNK_BYTES = 4 << 20
 # Elements in arithmetic at once on a processor: the float32 sum and what it comes from fit the level-2 cache.
 BLOCK_ELEMENTS = 192 << 10
-# Of a change in factors, what rounding left is measured on one row in so many: the factors spread it over all rows.
+# Of a change in factors, what rounding left is measured on one row in so many, for the factors spread it over all rows;
+# of a tensor up to this size on all of them.
 SAMPLE = 16
+SMALL_BYTES = 1 << 20
 # ‖change‖² beside ‖base‖² from which float32 is too narrow for bfloat16: at a quarter of the weights' own size, the
 # error of a product of rank 64 misrounds one element in 20,000. Judged by the measured rows of each chunk.
 LARGE = 1 / 16
@@ -249,7 +251,8 @@ def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "
     )
     before.copy_(some)
     change.rows(measured).write(asked)
-    if wide == torch.float32 and _dot(asked, asked) > LARGE * _dot(before, before):
+    is_large = not len(some) or _dot(asked, asked) > LARGE * _dot(before, before)  # perhaps, where none was measured
+    if wide == torch.float32 and is_large:
         wide = torch.float64
         change = chunk.change(wide, lane.device)
     rows, columns = weights.shape
@@ -268,11 +271,10 @@ def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "
 
 
 def _measured_rows(chunk: Chunk, change: Delta) -> slice:
-    """The same ones however the tensor is cut into chunks, as long as these have so many rows."""
-    if change.up is None or chunk.source.size_bytes <= CHUNK_BYTES:
+    """The same ones however the tensor is cut into chunks; none of a chunk that is too short."""
+    if change.up is None or chunk.source.size_bytes <= SMALL_BYTES:
         return slice(None)
-    first = -chunk.first % SAMPLE
-    return slice(first if first < chunk.rows else 0, None, SAMPLE)
+    return slice(-chunk.first % SAMPLE, None, SAMPLE)
 
 
 def _measure(asked: Float[Tensor, "rows columns"], kept: Float[Tensor, "rows columns"]) -> Applied:
