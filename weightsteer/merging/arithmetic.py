@@ -139,6 +139,11 @@ class Sum:
         self._terms, self._at = tuple(terms), at
         self._deltas: dict[tuple[torch.dtype, torch.device], Delta] = {}
 
+    @property
+    def spreads(self) -> bool:
+        """Whether it falls on every row alike: a product of factors does."""
+        return any(isinstance(entry, LowRank) for _, entry in self._terms)
+
     def delta(self, dtype: torch.dtype, device: torch.device = CPU) -> Delta:
         """The change on all rows of the placement."""
         if (dtype, device) not in self._deltas:  # two threads may both make it: the very same
@@ -239,11 +244,38 @@ def bounds(chunk: Chunk, lane: Lane) -> tuple[Float[Tensor, " n"], Float[Tensor,
 
 def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "rows columns"], lane: Lane) -> Applied:
     """out = round(base + change), block by block; `out` may be `base` itself."""
-    wide = accumulator(chunk.source.dtype, chunk.dtype)
-    change = chunk.change(wide, lane.device)
     weights = base.to(lane.device)
     result = out if lane.device == CPU else torch.empty_like(weights, dtype=out.dtype)
-    measured = _measured_rows(chunk, change)
+    rows, columns = weights.shape
+    every = _measured_rows(chunk)
+    block = max(1, BLOCK_ELEMENTS // columns) if lane.device == CPU else rows
+    applied = Applied()
+    for start in range(0, rows, block * every):  # as many rows as have one block of measured ones among them
+        part = slice(start, start + block * every)
+        measured = slice(-(chunk.first + start) % every, None, every)
+        applied += _add_rows(chunk, part, measured, weights[part], result[part], block, lane)
+    if result.dtype == torch.float16 and not torch.isfinite(result).all():
+        raise CheckpointError(
+            f"{chunk.source.file}: {chunk.source.name} is not finite in {chunk.dtype} once k·w is added. Expected "
+            "numbers below 65,520. Choose a smaller k, or dtype float32"
+        )
+    if result is not out:
+        out.copy_(result)
+    return applied
+
+
+def _add_rows(
+    chunk: Chunk,
+    part: slice,
+    measured: slice,
+    weights: Float[Tensor, "rows columns"],
+    result: Float[Tensor, "rows columns"],
+    block: int,
+    lane: Lane,
+) -> Applied:
+    """Those of a chunk's rows that are its `part`, so many at once."""
+    wide = accumulator(chunk.source.dtype, chunk.dtype)
+    change = chunk.change(wide, lane.device).rows(part)
     some = weights[measured]
     before, asked, kept = (
         lane.buffer((use, wide), some.numel(), wide, lane.device).view(some.shape)
@@ -254,27 +286,18 @@ def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "
     is_large = not len(some) or _dot(asked, asked) > LARGE * _dot(before, before)  # perhaps, where none was measured
     if wide == torch.float32 and is_large:
         wide = torch.float64
-        change = chunk.change(wide, lane.device)
-    rows, columns = weights.shape
-    step = min(rows, max(1, BLOCK_ELEMENTS // columns)) if lane.device == CPU else rows
-    scratch = lane.buffer(("sum", wide), step * columns, wide, lane.device).view(step, columns)
-    for block, target, part in zip(weights.split(step), result.split(step), change.blocks(step), strict=True):
-        target.copy_(part.add_to(scratch[: len(block)].copy_(block)))
-    if result.dtype == torch.float16 and not torch.isfinite(result).all():
-        raise CheckpointError(
-            f"{chunk.source.file}: {chunk.source.name} is not finite in {chunk.dtype} once k·w is added. Expected "
-            "numbers below 65,520. Choose a smaller k, or dtype float32"
-        )
-    if result is not out:
-        out.copy_(result)
+        change = chunk.change(wide, lane.device).rows(part)
+    size = min(block, len(weights))
+    scratch = lane.buffer(("sum", wide), size * weights.shape[1], wide, lane.device).view(size, -1)
+    for values, target, delta in zip(weights.split(size), result.split(size), change.blocks(size), strict=True):
+        target.copy_(delta.add_to(scratch[: len(values)].copy_(values)))
     return _measure(asked, kept.copy_(result[measured]).sub_(before))
 
 
-def _measured_rows(chunk: Chunk, change: Delta) -> slice:
-    """The same ones however the tensor is cut into chunks; none of a chunk that is too short."""
-    if change.up is None or chunk.source.size_bytes <= SMALL_BYTES:
-        return slice(None)
-    return slice(-chunk.first % SAMPLE, None, SAMPLE)
+def _measured_rows(chunk: Chunk) -> int:
+    """One in so many: of rows that have so many in front of them in the tensor, however that is cut into chunks."""
+    assert chunk.sum is not None
+    return SAMPLE if chunk.sum.spreads and chunk.source.size_bytes > SMALL_BYTES else 1
 
 
 def _measure(asked: Float[Tensor, "rows columns"], kept: Float[Tensor, "rows columns"]) -> Applied:
