@@ -98,7 +98,7 @@ class LiveChange:
         """The change that the tensors of a source make."""
         if isinstance(source, Factors):
             a, b = tensors
-            return from_factors(a, b, source.module.scaling[source.adapter], source.layout, a.shape[0], 2)
+            return from_factors(a, b.float() * source.module.scaling[source.adapter], source.layout, a.shape[0], 2)
         if isinstance(source, LoraBias):
             return Moved(tensors[0].float() * source.module.scaling[source.adapter])
         after = tensors[0]

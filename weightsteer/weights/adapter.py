@@ -120,7 +120,8 @@ def _take_factors(adapter: _Adapter, layouts: Mapping[str, Layout]) -> None:
                 f"[d_out, {rank * experts}] at rank {rank}" + (f" for {experts} experts" if fused else "")
             )
             continue
-        change = from_factors(a, b, scale, layout, rank, 3 if fused else 2)
+        # In place: a second copy of every factor would stay in the memory that has been taken.
+        change = from_factors(a, b.float().mul_(scale), layout, rank, 3 if fused else 2)
         shape = adapter.base.shape(name) if adapter.base else None
         if shape is not None and change.shape != shape:
             adapter.problems.append(f"{key_a}: changes {list(change.shape)}, the base has {list(shape)}")

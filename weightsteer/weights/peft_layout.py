@@ -55,13 +55,13 @@ def matching_key(patterns: Iterable[str], target: str) -> str | None:
     return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", target)), None)
 
 
-def from_factors(a: Tensor, b: Tensor, scale: float, layout: Layout, rank: int, ndim: int) -> LowRank:
-    """The change scale·B·A in the orientation of the stored parameter, in float32.
+def from_factors(a: Tensor, b: Tensor, layout: Layout, rank: int, ndim: int) -> LowRank:
+    """The change B·A in the orientation of the stored parameter, in float32.
 
     Fused experts (ndim 3): A is [experts·rank, d_in] with the expert slowest, B is [d_out, rank·experts] with
     the expert fastest.
     """
-    a, b = a.float(), b.float() * scale
+    a, b = a.float(), b.float()
     if ndim == 3:
         a = a.reshape(-1, rank, a.shape[-1])
         b = b.reshape(b.shape[0], rank, -1).permute(2, 0, 1)

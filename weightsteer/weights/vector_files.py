@@ -145,7 +145,7 @@ def _entries(
             shape_a, shape_b = factor_shapes(shape, entry["layout"], entry["rank"])
             a, b = take(keys[name][0], shape_a, factors), take(keys[name][1], shape_b, factors)
             if a is not None and b is not None:
-                entries[name] = from_factors(a, b, 1.0, entry["layout"], entry["rank"], len(shape))
+                entries[name] = from_factors(a, b, entry["layout"], entry["rank"], len(shape))
         else:
             is_bias = entry["in"] == "bias"
             values = take(bias_key(name) if is_bias else name, shape, factors if is_bias else dense)
