@@ -1,9 +1,10 @@
 """The command line: parsing and printing only. Each verb is one public function."""
 
-import atexit
+import contextlib
 import gc
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +17,6 @@ from weightsteer.errors import WeightsteerError
 OK, NEGATIVE, BAD_INPUT, NOT_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
 # What typer raises for a wrong command line; of the whole family it exports only BadParameter.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-# Imported modules are hundreds of thousands of objects that stay. Collected as often as Python does by default, they
-# are looked through again and again, which takes a quarter of the time that torch needs to come up.
-COLLECT_AFTER = (100_000, 50, 100)
 
 app = typer.Typer(
     name="weightsteer",
@@ -37,6 +35,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Strength = Annotated[float, typer.Option("--k", help="Strength, in units of the stored vector.")]
 AnyBase = Annotated[bool, typer.Option("--any-base", help="Allow a model other than the vector's base.")]
+
+
+@contextlib.contextmanager
+def _imports() -> Iterator[None]:
+    """Import what the block names without looking for garbage, then or at the end of the program.
+
+    Modules are hundreds of thousands of objects that stay; going through them takes a third of torch's time to come up.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @app.callback(invoke_without_command=True)
@@ -154,7 +166,8 @@ def combine(
     json: Json = False,
 ) -> None:
     """Weighted sum of adapters, vectors or checkpoints as one vector; POSITIVE=1 NEGATIVE=-1 is the contrast."""
-    from weightsteer.weights.combine import combine
+    with _imports():
+        from weightsteer.weights.combine import combine
 
     vector = combine([_term(term, "ADAPTER=WEIGHT") for term in terms], base, out)
     _print(json, _describe_vector(vector), f"{out}: {len(vector.entries)} parameters, norm {vector.norm():.4g}")
@@ -181,9 +194,10 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Write a standalone checkpoint, rounded once."""
-    from weightsteer.merging.merge import merge
-    from weightsteer.models.reference import resolve
-    from weightsteer.weights.vector import WeightVector
+    with _imports():
+        from weightsteer.merging.merge import merge
+        from weightsteer.models.reference import resolve
+        from weightsteer.weights.vector import WeightVector
 
     with progress.display(quiet or json):
         ref = resolve(base)
@@ -249,8 +263,9 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Recompute what a checkpoint should hold. Exit code 0: ok, 1: failed, 3: could not be checked."""
-    from weightsteer.merging.verify import verify
-    from weightsteer.models.reference import resolve
+    with _imports():
+        from weightsteer.merging.verify import verify
+        from weightsteer.models.reference import resolve
 
     with progress.display(quiet or json):
         result = verify(folder, base=None if base is None else resolve(base).path)
@@ -409,8 +424,6 @@ def show(
 
 def main() -> None:
     """Run the program; expected errors are printed alone, anything else keeps its traceback."""
-    gc.set_threshold(*COLLECT_AFTER)
-    atexit.register(gc.freeze)  # nor does the end of the program look for garbage in them
     try:
         code = app(standalone_mode=False)
     except UsageError as error:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from small_checkpoints import (
 )
 
 from weightsteer.errors import AdapterError, CheckpointError
-from weightsteer.merging import arithmetic
+from weightsteer.merging import arithmetic, lanes
 from weightsteer.merging import merge as merge_module
 from weightsteer.merging.merge import merge
 from weightsteer.merging.scale import Scale
@@ -471,7 +472,56 @@ def test_too_little_room_is_known_before_anything_is_written(tmp_path, base, mon
     assert not list(tmp_path.rglob("*.out.partial/*.safetensors"))
 
 
+@pytest.mark.parametrize("shards", [1, 2, 3, 10])
+def test_shards_made_side_by_side_are_those_made_one_by_one(tmp_path, monkeypatch, shards):
+    """More shards than threads, as many, and fewer, so that some of the threads only compute."""
+    base = write_checkpoint(tmp_path / "base", llama_tensors(), shards=shards)
+    vector, threads = random_vector(llama_tensors(), size=0.05), torch.get_num_threads()
+    monkeypatch.setattr(arithmetic, "CHUNK_BYTES", 24 * 2 * HIDDEN)
+    found = {}
+    for workers in (1, 3):
+        monkeypatch.setattr(lanes, "_workers", lambda workers=workers: workers)
+        found[workers] = merge(base, [(vector, 2.0)], tmp_path / str(workers))
+    assert found[1].provenance == found[3].provenance
+    assert set(found[3].seconds) == {"read", "compute", "hash", "disk", "total"}
+    assert torch.get_num_threads() == threads
+    assert verify(tmp_path / "3").outcome == "ok"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_a_shard_that_fails_ends_the_others(tmp_path, monkeypatch, workers):
+    """None may wait for a buffer that one which failed has kept."""
+    base = write_checkpoint(tmp_path / "base", llama_tensors(), shards=10)
+    monkeypatch.setattr(lanes, "_workers", lambda: workers)
+    monkeypatch.setattr(merge_module, "compute", lambda chunk, lane: 1 / 0)
+    ended, threads = [], torch.get_num_threads()
+
+    def run() -> None:
+        with pytest.raises(ZeroDivisionError):
+            merge(base, [(random_vector(llama_tensors()), 1.0)], tmp_path / "out")
+        ended.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert ended == [threads]
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_an_embedding_every_row_is_measured(tmp_path):
+    """Its factors are zero for every token that was not trained on, wherever these stand."""
+    tensors = {"model.embed_tokens.weight": torch.ones(9000, 64).bfloat16()}
+    base = write_checkpoint(tmp_path / "base", tensors)
+    up = torch.zeros(9000, 1)
+    up[5] = 1.0
+    vector = WeightVector({"model.embed_tokens.weight": LowRank(up, torch.ones(1, 64), "embedding")})
+    applied = merge(base, [(vector, 1.0)], tmp_path / "out").provenance.applied
+    assert applied["measured"] == 9000 * 64
+    assert applied["share"] == 1.0
+
+
 def test_a_disk_that_fills_up_is_a_clear_error_and_the_merge_goes_on_later(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(lanes, "_workers", lambda: 1)  # the first shard is finished when the third one begins
     vector, files = random_vector(llama_tensors()), set()
     write = os.pwrite
 

@@ -28,7 +28,7 @@ KILLS = 20
 # It forks for each merge, so that none has to wait for imports, and kills its own child.
 CHILD = """
 import os, signal, sys, time
-from weightsteer.merging import merge as module
+from weightsteer.merging import lanes, merge as module
 from weightsteer.weights.vector import WeightVector
 
 def slowed(function, seconds):
@@ -37,6 +37,7 @@ def slowed(function, seconds):
         return function(*arguments)
     return call
 
+lanes._workers = lambda: 3  # so many shards are half done when it is killed
 module.ShardFile.write = slowed(module.ShardFile.write, 0.0005)
 module.os.fsync = slowed(os.fsync, 0.002)
 vector = WeightVector.load(sys.argv[2])
@@ -119,7 +120,7 @@ def test_two_merges_into_one_folder_do_not_meet(inputs):
 def merging(inputs: Path, out: Path) -> Iterator[Callable[[float], int]]:
     """What it yields runs one merge, killed after so many seconds (never when negative): its exit code."""
     command = [sys.executable, "-c", CHILD, inputs / "base", inputs / "vector", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a fork with one thread is safe
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # until the fork there is one thread
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

@@ -141,6 +141,26 @@ def test_a_disk_that_fails_is_an_error_and_leaves_no_file_open(
     assert not before or len(os.listdir("/proc/self/fd")) == before
 
 
+def test_who_waits_for_a_buffer_is_told_that_there_will_be_none(tmp_path: Path):
+    told: list[OSError] = []
+
+    def wait(disk: shard_file.Disk) -> None:
+        try:
+            disk.buffer()
+        except OSError as error:
+            told.append(error)
+
+    with open_disk() as disk:
+        for _ in range(1 + shard_file.BUFFERS):
+            disk.buffer()
+        waiting = [threading.Thread(target=wait, args=(disk,), daemon=True) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+    for thread in waiting:
+        thread.join(10)
+    assert len(told) == 3
+
+
 def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

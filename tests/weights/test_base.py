@@ -1,5 +1,6 @@
 """What the headers tell of a base is what the network tells."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,22 @@ def test_plain_families_are_what_their_headers_say(tmp_path: Path, family: str):
     object.__setattr__(base.checkpoint, "config", config)
     assert told == {name: (base.layout(name), base.shape(name)) for name in names}
     assert {layout for layout, _ in told.values()} == {"linear", "embedding"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llava", "text_config": {"model_type": "llama"}},
+        {"model_type": "llama", "quantization_config": {"quant_method": "fp8"}},
+    ],
+)
+def test_only_a_whole_plain_model_is_taken_at_its_word(tmp_path: Path, config: dict, monkeypatch: pytest.MonkeyPatch):
+    """In a larger model the same tensors have other names in the network; quantised ones have other shapes."""
+    folder = write_model(tmp_path, "llama")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    monkeypatch.setattr(Base, "parameters", {})
+    assert Base.of(folder).layout("model.layers.0.mlp.up_proj.weight") is None
 
 
 def test_what_the_headers_do_not_hold_is_asked_of_the_network(tmp_path: Path):

@@ -75,7 +75,7 @@ class Delta:
     def of(
         cls, terms: Sequence[tuple[float, Change]], at: Placement, dtype: torch.dtype, device: torch.device = CPU
     ) -> "Delta":
-        """The weighted sum of `terms` where `at` cuts it out of the whole parameter."""
+        """The weighted sum of `terms` where `at` cuts it out of the whole parameter; dense parts stay as they are."""
         rows = slice(at.first, at.first + at.rows)
         ups, downs, dense = [], [], []
         for weight, entry in terms:
@@ -83,10 +83,10 @@ class Delta:
                 ups.append(_matrices(entry.up)[at.expert, rows].to(device, dtype) * weight)
                 downs.append(_matrices(entry.down)[at.expert].to(device, dtype))
             else:
-                dense.append((weight, _matrices(entry)[at.expert, rows].to(device)))
+                dense.append((weight, _matrices(entry)[at.expert, rows]))
         if not ups:
             return cls(None, None, tuple(dense))
-        # cat copies even a single factor, so that the product always sees aligned memory and is repeatable.
+        # cat copies even a single factor: the product sees it at the same alignment each time, and is repeatable.
         return cls(torch.cat(ups, dim=1), torch.cat(downs, dim=0), tuple(dense))
 
     def rows(self, some: slice) -> "Delta":
@@ -96,6 +96,10 @@ class Delta:
             self.down,
             tuple((weight, values[some]) for weight, values in self.dense),
         )
+
+    def on(self, device: torch.device) -> "Delta":
+        """This change with its dense parts on `device` too."""
+        return Delta(self.up, self.down, tuple((weight, values.to(device)) for weight, values in self.dense))
 
     def exact(self) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
         """The change in float64, and the sum of the magnitudes of which it is made."""
@@ -141,8 +145,8 @@ class Sum:
 
     @property
     def spreads(self) -> bool:
-        """Whether it falls on every row alike: a product of factors does."""
-        return any(isinstance(entry, LowRank) for _, entry in self._terms)
+        """Whether it falls on every row alike. The factors of an embedding leave untrained tokens as they were."""
+        return any(isinstance(entry, LowRank) and entry.layout != "embedding" for _, entry in self._terms)
 
     def delta(self, dtype: torch.dtype, device: torch.device = CPU) -> Delta:
         """The change on all rows of the placement."""
@@ -168,7 +172,7 @@ class Chunk:
     def change(self, dtype: torch.dtype, device: torch.device = CPU) -> Delta:
         """What is added to these bytes."""
         assert self.sum is not None
-        return self.sum.delta(dtype, device).rows(slice(self.first, self.first + self.rows))
+        return self.sum.delta(dtype, device).rows(slice(self.first, self.first + self.rows)).on(device)
 
     @property
     def columns(self) -> int:
@@ -295,7 +299,7 @@ def _add_rows(
 
 
 def _measured_rows(chunk: Chunk) -> int:
-    """One in so many: of rows that have so many in front of them in the tensor, however that is cut into chunks."""
+    """One in so many, counted from the first row of the sum, however its rows are cut into chunks."""
     assert chunk.sum is not None
     return SAMPLE if chunk.sum.spreads and chunk.source.size_bytes > SMALL_BYTES else 1
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import FileIO
@@ -90,7 +90,7 @@ def open_lanes(device: torch.device = CPU, threads: int | None = None) -> Iterat
 
 def in_order(
     work: Callable[[Item, Lane], Result], items: Iterable[Item], lanes: list[Lane]
-) -> Iterator[tuple[Item, Result]]:
+) -> Generator[tuple[Item, Result], None, None]:
     """`work(item, lane)` for every item, on a thread for every two lanes; results in the order of the items.
 
     A result may lie in its lane's buffers: it is valid until the next one is asked for.

@@ -225,7 +225,7 @@ def _write_shards(plan: Plan, folder: Path, journal: Journal) -> dict[str, float
     """Write the shards that are not finished yet, several at once, and say where the time went."""
     left = [shard for shard in plan.shards if shard not in journal.finished]
     at_once, helpers = share_out(len(left))
-    device, seconds, stopped = _device(plan), Counter(), Event()
+    device, seconds, stopped = _device(plan), Counter(read=0.0, compute=0.0, hash=0.0, disk=0.0), Event()
     with (
         progress.task("Merging, MiB", plan.data_bytes >> 20) as advance,
         open_disk(at_once) as disk,
@@ -252,14 +252,22 @@ def _write_shards(plan: Plan, folder: Path, journal: Journal) -> dict[str, float
                 seconds.update(read=sum(lane.read_s for lane in lanes), compute=sum(lane.compute_s for lane in lanes))
                 seconds.update(hash=file.hash_s, disk=file.waited_s)
 
-        writing = [threads.submit(write, shard) for shard in left]
+        def write_unless_stopped(shard: str) -> None:
+            try:
+                if not stopped.is_set():
+                    write(shard)
+            except BaseException:
+                stopped.set()  # at once, by whoever fails: the buffer of a file that is given up does not come back
+                raise
+
+        writing = []
         try:
+            for shard in left:
+                writing.append(threads.submit(write_unless_stopped, shard))
             for shard in as_completed(writing):
                 shard.result()
         except BaseException:  # Ctrl-C too: the others end with the chunk that they are at
             stopped.set()
-            for shard in writing:
-                shard.cancel()
             raise
         begin = perf_counter()
         disk.finish()

@@ -83,8 +83,10 @@ class Disk:
             future.result()
 
     def close(self) -> None:
-        """End the threads, and whatever a failure left open."""
+        """End the threads, and whatever a failure left open; who still waits for a buffer gets an OSError."""
+        self._failure = self._failure or OSError(errno.ECANCELED, "Writing was given up")
         self._threads.shutdown(cancel_futures=True)
+        self._free.put(_aligned(0))  # wakes one of them, who puts it back for the next
         for descriptor in list(self._open):
             self.release(descriptor)
 

@@ -1,5 +1,6 @@
 """The saved checkpoints or adapters of a training run, measured after the fact; or one finished model."""
 
+import contextlib
 import json
 import math
 import re
@@ -84,8 +85,8 @@ class SavedChange(Mapping[str, Change]):
                 return directions.products(name, Moved(torch.zeros(self.shapes[name]), before))
             return directions.products(name, Moved(after, before))
 
-        with open_lanes() as lanes:
-            return directions.measurement(in_order(look, self.shapes, lanes))
+        with open_lanes() as lanes, contextlib.closing(in_order(look, self.shapes, lanes)) as products:
+            return directions.measurement(products)
 
     def __getitem__(self, name: str) -> Change:
         if self.adapter:

@@ -101,9 +101,10 @@ class Base:
 
     def _is_plain(self, name: str) -> bool:
         """Whether the header of its file says all about a parameter."""
-        stored = self.checkpoint.tensors.get(name)
-        plain = self.model_type in PLAIN and "quantization_config" not in self.checkpoint.config
-        return plain and stored is not None and len(stored.shape) == 2
+        config, stored = self.checkpoint.config, self.checkpoint.tensors.get(name)
+        plain = config.get("model_type") in PLAIN and "quantization_config" not in config
+        in_causal_lm = name.partition(".")[0] in ("model", "lm_head")  # a bare decoder's names lack the first part
+        return plain and in_causal_lm and stored is not None and len(stored.shape) == 2
 
     @property
     def model_type(self) -> str:
