@@ -28,6 +28,7 @@ from small_checkpoints import (
 from weightsteer.errors import AdapterError, CheckpointError
 from weightsteer.merging import arithmetic, lanes
 from weightsteer.merging import merge as merge_module
+from weightsteer.merging import shards as shards_module
 from weightsteer.merging.merge import merge
 from weightsteer.merging.scale import Scale
 from weightsteer.merging.verify import verify
@@ -493,7 +494,7 @@ def test_a_shard_that_fails_ends_the_others(tmp_path, monkeypatch, workers):
     """None may wait for a buffer that one which failed has kept."""
     base = write_checkpoint(tmp_path / "base", llama_tensors(), shards=10)
     monkeypatch.setattr(lanes, "_workers", lambda: workers)
-    monkeypatch.setattr(merge_module, "compute", lambda chunk, lane: 1 / 0)
+    monkeypatch.setattr(shards_module, "compute", lambda chunk, lane: 1 / 0)
     ended, threads = [], torch.get_num_threads()
 
     def run() -> None:

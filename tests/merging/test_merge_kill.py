@@ -28,7 +28,7 @@ KILLS = 20
 # It forks for each merge, so that none has to wait for imports, and kills its own child.
 CHILD = """
 import os, signal, sys, time
-from weightsteer.merging import lanes, merge as module
+from weightsteer.merging import lanes, merge as module, shards
 from weightsteer.weights.vector import WeightVector
 
 def slowed(function, seconds):
@@ -38,7 +38,7 @@ def slowed(function, seconds):
     return call
 
 lanes._workers = lambda: 3  # so many shards are half done when it is killed
-module.ShardFile.write = slowed(module.ShardFile.write, 0.0005)
+shards.ShardFile.write = slowed(shards.ShardFile.write, 0.0005)
 module.os.fsync = slowed(os.fsync, 0.002)
 vector = WeightVector.load(sys.argv[2])
 print("ready", flush=True)

@@ -11,8 +11,7 @@ import pytest
 import torch
 from small_checkpoints import HIDDEN, VOCABULARY, head_vector, llama_tensors, random_vector, read, write_checkpoint
 
-from weightsteer.merging import arithmetic, lanes
-from weightsteer.merging import merge as merge_module
+from weightsteer.merging import arithmetic, lanes, shards
 from weightsteer.merging.merge import merge
 from weightsteer.merging.scale import Scale
 from weightsteer.merging.verify import verify
@@ -294,7 +293,7 @@ def test_what_is_measured_on_other_elements_is_no_failure(tmp_path, monkeypatch)
 
 @pytest.mark.gpu
 def test_what_a_gpu_merged_a_processor_confirms(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(merge_module, "CUDA_WORTHWHILE", 0)
+    monkeypatch.setattr(shards, "CUDA_WORTHWHILE", 0)
     merge(base, [(random_vector(llama_tensors()), 0.5)], tmp_path / "gpu")
     assert verify(tmp_path / "gpu").outcome == "ok"
 

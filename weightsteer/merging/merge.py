@@ -5,28 +5,21 @@ import errno
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from threading import Event, Lock
 from time import perf_counter
 from typing import Any
 
-import torch
-
-from weightsteer import progress
 from weightsteer.errors import AdapterError, CheckpointError, report_problems
-from weightsteer.merging.arithmetic import Applied, compute
+from weightsteer.merging.arithmetic import Applied
 from weightsteer.merging.journal import JOURNAL, Journal
-from weightsteer.merging.lanes import CPU, in_order, open_lanes, share_out, single_threads
 from weightsteer.merging.plan import Addition, Plan, make_plan
 from weightsteer.merging.provenance import STEERING, Provenance
 from weightsteer.merging.scale import Scale
-from weightsteer.merging.shard_file import ShardFile, open_disk
+from weightsteer.merging.shards import write_shards
 from weightsteer.merging.side_files import merged_config, side_files
 from weightsteer.models.reference import ModelRef
 from weightsteer.models.safetensors_file import INDEX
@@ -35,8 +28,6 @@ from weightsteer.weights.checkpoint import CONFIG, Checkpoint
 from weightsteer.weights.lowrank import LowRank
 from weightsteer.weights.vector import WeightVector
 
-# Multiply-adds from which moving the weights over the bus and starting CUDA pays: some ten seconds of two cores.
-CUDA_WORTHWHILE = 1e12
 LOCK = ".lock"  # of `locked`
 # Beyond the shards: headers, configuration, journal.
 SPARE_BYTES = 16 << 20
@@ -95,7 +86,7 @@ def merge(
             _check_room(plan, unfinished, journal)
             with ThreadPoolExecutor(1) as beside:
                 vectors_written = beside.submit(_write_vectors, plan, unfinished)
-                seconds = _write_shards(plan, unfinished, journal)
+                seconds = write_shards(plan, unfinished, journal)
             applied = sum((journal.finished[shard][1] for shard in plan.shards), Applied())
             _check_applied(plan, applied, unfinished)
             recorded = vectors_written.result()
@@ -219,69 +210,6 @@ def _check_room(plan: Plan, folder: Path, journal: Journal) -> None:
             f"{folder.parent}: {free / 1e9:.2f} GB are free, the merge needs {needed / 1e9:.2f} GB. Expected room "
             "for all of it. Free some space, or choose --out on another disk"
         )
-
-
-def _write_shards(plan: Plan, folder: Path, journal: Journal) -> dict[str, float]:
-    """Write the shards that are not finished yet, several at once, and say where the time went."""
-    left = [shard for shard in plan.shards if shard not in journal.finished]
-    at_once, helpers = share_out(len(left))
-    device, seconds, stopped = _device(plan), Counter(read=0.0, compute=0.0, hash=0.0, disk=0.0), Event()
-    with (
-        progress.task("Merging, MiB", plan.data_bytes >> 20) as advance,
-        open_disk(at_once) as disk,
-        single_threads(at_once) as threads,
-    ):
-        done, one_at_a_time = 0, Lock()
-
-        def write(shard: str) -> None:
-            nonlocal done
-            with open_lanes(device, helpers) as lanes:
-                file, applied = ShardFile(folder / shard, disk), Applied()
-                file.write(plan.header(shard))
-                chunks = (chunk for target in plan.shards[shard] for chunk in plan.chunks(target))
-                for _, (data, part) in in_order(compute, chunks, lanes):
-                    if stopped.is_set():
-                        return
-                    file.write(data.numpy())
-                    applied += part
-                    with one_at_a_time:
-                        advance((done + len(data) >> 20) - (done >> 20))
-                        done += len(data)
-                file.seal(partial(journal.add, shard, applied))
-            with one_at_a_time:
-                seconds.update(read=sum(lane.read_s for lane in lanes), compute=sum(lane.compute_s for lane in lanes))
-                seconds.update(hash=file.hash_s, disk=file.waited_s)
-
-        def write_unless_stopped(shard: str) -> None:
-            try:
-                if not stopped.is_set():
-                    write(shard)
-            except BaseException:
-                stopped.set()  # at once, by whoever fails: the buffer of a file that is given up does not come back
-                raise
-
-        writing = []
-        try:
-            for shard in left:
-                writing.append(threads.submit(write_unless_stopped, shard))
-            for shard in as_completed(writing):
-                shard.result()
-        except BaseException:  # Ctrl-C too: the others end with the chunk that they are at
-            stopped.set()
-            raise
-        begin = perf_counter()
-        disk.finish()
-        seconds["disk"] += perf_counter() - begin
-    return dict(seconds)
-
-
-def _device(plan: Plan) -> torch.device:
-    if not torch.cuda.is_available():
-        return CPU
-    targets = [t for targets in plan.shards.values() for t in targets if t.pieces]
-    ranks = [sum(getattr(e, "rank", 1) for _, e in plan.terms(t.pieces[0][1])) for t in targets]
-    work = sum(math.prod(t.source.shape) * rank for t, rank in zip(targets, ranks, strict=True))
-    return torch.device("cuda") if work > CUDA_WORTHWHILE else CPU
 
 
 def _check_applied(plan: Plan, applied: Applied, folder: Path) -> None:
