@@ -521,6 +521,17 @@ def test_of_an_embedding_every_row_is_measured(tmp_path):
     assert applied["share"] == 1.0
 
 
+def test_where_a_dense_change_is_added_to_factors_every_row_is_measured(tmp_path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    base = write_checkpoint(tmp_path / "base", {name: torch.ones(9000, 64).bfloat16()})
+    dense = torch.zeros(9000, 64)
+    dense[5] = 1.0
+    vectors = [WeightVector({name: dense}), WeightVector({name: LowRank(torch.zeros(9000, 1), torch.ones(1, 64))})]
+    applied = merge(base, [(vector, 1.0) for vector in vectors], tmp_path / "out").provenance.applied
+    assert applied["measured"] == 9000 * 64
+    assert applied["share"] == 1.0
+
+
 def test_a_disk_that_fills_up_is_a_clear_error_and_the_merge_goes_on_later(tmp_path, base, monkeypatch):
     monkeypatch.setattr(lanes, "_workers", lambda: 1)  # the first shard is finished when the third one begins
     vector, files = random_vector(llama_tensors()), set()

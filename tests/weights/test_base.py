@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import write_model
+from transformers import AutoModel
 
 from weightsteer.errors import AdapterError
 from weightsteer.weights import base as base_module
@@ -51,6 +52,15 @@ def test_only_a_whole_plain_model_is_taken_at_its_word(tmp_path: Path, config: d
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     monkeypatch.setattr(Base, "parameters", {})
     assert Base.of(folder).layout("model.layers.0.mlp.up_proj.weight") is None
+
+
+def test_a_bare_decoder_is_no_plain_model(tmp_path: Path):
+    """Its tensors have other names in the causal language model that they are loaded into."""
+    folder = write_model(tmp_path / "whole", "llama")
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "bare")
+    base = Base.of(tmp_path / "bare")
+    assert "layers.0.mlp.up_proj.weight" in base.checkpoint.tensors
+    assert base.layout("layers.0.mlp.up_proj.weight") is None
 
 
 def test_what_the_headers_do_not_hold_is_asked_of_the_network(tmp_path: Path):

@@ -26,7 +26,7 @@ BLOCK_ELEMENTS = 192 << 10
 SAMPLE = 16
 SMALL_BYTES = 1 << 20
 # ‖change‖² beside ‖base‖² from which float32 is too narrow for bfloat16: at a quarter of the weights' own size, the
-# error of a product of rank 64 misrounds one element in 20,000. Judged by the measured rows of each chunk.
+# error of a product of rank 64 misrounds one element in 20,000. Judged by the measured rows of each stretch.
 LARGE = 1 / 16
 
 
@@ -102,11 +102,10 @@ class Delta:
         return Delta(self.up, self.down, tuple((weight, values.to(device)) for weight, values in self.dense))
 
     def exact(self) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
-        """The change in float64, and the sum of the magnitudes of which it is made."""
+        """The change, of factors in float64, and the sum of the magnitudes of which it is made."""
         change = magnitude = torch.zeros(1, 1, dtype=torch.float64)
         if self.up is not None and self.down is not None:
-            up, down = self.up.double(), self.down.double()
-            change, magnitude = up @ down, up.abs() @ down.abs()
+            change, magnitude = self.up @ self.down, self.up.abs() @ self.down.abs()
         for weight, values in self.dense:
             part = weight * values.double()
             change, magnitude = change + part, magnitude + part.abs()
@@ -122,7 +121,7 @@ class Delta:
     def write(self, out: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
         """Put the change into `out`, which is returned."""
         if self.up is not None and self.down is not None:
-            torch.mm(self.up.to(out.dtype), self.down.to(out.dtype), out=out)
+            torch.mm(self.up, self.down, out=out)
         else:
             out.zero_()
         for weight, values in self.dense:
@@ -133,7 +132,7 @@ class Delta:
         """`values`, to which the change is added in place: one pass where it is a product and nothing else."""
         if self.up is None or self.down is None or self.dense:
             return values.add_(self.write(torch.empty_like(values)))
-        return values.addmm_(self.up.to(values.dtype), self.down.to(values.dtype))
+        return values.addmm_(self.up, self.down)
 
 
 class Sum:
@@ -145,8 +144,8 @@ class Sum:
 
     @property
     def spreads(self) -> bool:
-        """Whether it falls on every row alike. The factors of an embedding leave untrained tokens as they were."""
-        return any(isinstance(entry, LowRank) and entry.layout != "embedding" for _, entry in self._terms)
+        """Whether it falls on every row alike. Dense changes and the factors of an embedding may spare some."""
+        return all(isinstance(entry, LowRank) and entry.layout != "embedding" for _, entry in self._terms)
 
     def delta(self, dtype: torch.dtype, device: torch.device = CPU) -> Delta:
         """The change on all rows of the placement."""
@@ -251,7 +250,7 @@ def _add(chunk: Chunk, base: Float[Tensor, "rows columns"], out: Float[Tensor, "
     weights = base.to(lane.device)
     result = out if lane.device == CPU else torch.empty_like(weights, dtype=out.dtype)
     rows, columns = weights.shape
-    every = _measured_rows(chunk)
+    every = _measured_one_in(chunk)
     block = max(1, BLOCK_ELEMENTS // columns) if lane.device == CPU else rows
     applied = Applied()
     for start in range(0, rows, block * every):  # as many rows as have one block of measured ones among them
@@ -298,8 +297,8 @@ def _add_rows(
     return _measure(asked, kept.copy_(result[measured]).sub_(before))
 
 
-def _measured_rows(chunk: Chunk) -> int:
-    """One in so many, counted from the first row of the sum, however its rows are cut into chunks."""
+def _measured_one_in(chunk: Chunk) -> int:
+    """Measured is one row in so many, counted from the first one of the sum, however its rows are cut into chunks."""
     assert chunk.sum is not None
     return SAMPLE if chunk.sum.spreads and chunk.source.size_bytes > SMALL_BYTES else 1
 
